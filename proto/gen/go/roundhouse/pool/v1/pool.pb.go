@@ -41,7 +41,7 @@ const (
 	PoolState_POOL_STATE_DRAINING PoolState = 3
 	// Stopped as asked; no process of it is left.
 	PoolState_POOL_STATE_STOPPED PoolState = 4
-	// It could not be started, or an engine of it ended by itself. See failure, and each replica's state.
+	// It could not be started, or an engine of it ended by itself. See failure, and each replica: one that is READY serves.
 	PoolState_POOL_STATE_FAILED PoolState = 5
 )
 

@@ -1457,15 +1457,15 @@ func (*LogsRequest_TailLines) isLogsRequest_Start() {}
 
 func (*LogsRequest_Offset) isLogsRequest_Start() {}
 
-// LogsResponse is a piece of the output.
+// LogsResponse is a piece of the output: whole lines, each ended by a newline.
 type LogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Position of data's first byte in all that the process has written.
+	// Where data begins in the log as it is kept now. Offsets begin anew when the log is trimmed, which gap tells.
 	Offset int64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
-	// The bytes; at most 64 KiB.
+	// The lines; at most 64 KiB. What a line has beyond 16 KiB is left out.
 	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
-	// Bytes right before data that are not kept any more; 0 means none are missing.
-	SkippedBytes int64 `protobuf:"varint,3,opt,name=skipped_bytes,json=skippedBytes,proto3" json:"skipped_bytes,omitempty"`
+	// True if the log was trimmed since the message before, so that something may be missing right before data.
+	Gap bool `protobuf:"varint,3,opt,name=gap,proto3" json:"gap,omitempty"`
 	// Which start of the replica this is the output of.
 	Generation    uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1516,11 +1516,11 @@ func (x *LogsResponse) GetData() []byte {
 	return nil
 }
 
-func (x *LogsResponse) GetSkippedBytes() int64 {
+func (x *LogsResponse) GetGap() bool {
 	if x != nil {
-		return x.SkippedBytes
+		return x.Gap
 	}
-	return 0
+	return false
 }
 
 func (x *LogsResponse) GetGeneration() uint64 {
@@ -1608,11 +1608,11 @@ const file_roundhouse_pool_v1_pool_manager_proto_rawDesc = "" +
 	"\n" +
 	"tail_lines\x18\x04 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06H\x00R\ttailLines\x12!\n" +
 	"\x06offset\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x06offsetB\a\n" +
-	"\x05start\"\x7f\n" +
+	"\x05start\"l\n" +
 	"\fLogsResponse\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\x12#\n" +
-	"\rskipped_bytes\x18\x03 \x01(\x03R\fskippedBytes\x12\x1e\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x10\n" +
+	"\x03gap\x18\x03 \x01(\bR\x03gap\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation*\x80\x01\n" +

@@ -41,8 +41,9 @@ type PoolManagerServiceClient interface {
 	// with the pool when all of them are READY. Each phase is an event, with the provisioner's progress inside.
 	//
 	// Repeating it is safe: on a pool that is READY with an equal spec it answers at once; while an equal Preload is under
-	// way it attaches to it. Going away does not stop the work; CancelPreload does. A Preload that fails leaves no process,
-	// and the pool FAILED with its reason; the next Preload may have another spec.
+	// way it attaches to it. Going away does not stop the work; CancelPreload does. A Preload that fails leaves no process:
+	// if an engine had been started, the pool is FAILED and says how it ended, with its logs; if not, all is as it was.
+	// The next Preload may have another spec.
 	// Reasons: INVALID_PARAMS, POOL_EXISTS, POOL_BUSY, POOL_DRAINING, PREPARED_NOT_FOUND, PROVISIONER_UNAVAILABLE, those of
 	// the provisioner's Prepare, WORKER_START_FAILED, WORKER_START_TIMEOUT, PORT_IN_USE, CANCELLED, DISK_FULL, SHUTTING_DOWN.
 	Preload(ctx context.Context, in *PreloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PreloadResponse], error)
@@ -72,7 +73,7 @@ type PoolManagerServiceClient interface {
 	// DeletePool forgets a pool that is STOPPED or FAILED, with its logs. Reasons: POOL_NOT_FOUND, POOL_BUSY (drain it first).
 	DeletePool(ctx context.Context, in *DeletePoolRequest, opts ...grpc.CallOption) (*DeletePoolResponse, error)
 	// Logs gives the output of one replica's newest process, and with follow what comes after until the process has ended or
-	// the caller goes away. Reasons: POOL_NOT_FOUND, INVALID_PARAMS (no such replica).
+	// the caller goes away. Reasons: POOL_NOT_FOUND, INVALID_PARAMS (no such replica), POOL_UNREADY (it was never started).
 	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error)
 }
 
@@ -210,8 +211,9 @@ type PoolManagerServiceServer interface {
 	// with the pool when all of them are READY. Each phase is an event, with the provisioner's progress inside.
 	//
 	// Repeating it is safe: on a pool that is READY with an equal spec it answers at once; while an equal Preload is under
-	// way it attaches to it. Going away does not stop the work; CancelPreload does. A Preload that fails leaves no process,
-	// and the pool FAILED with its reason; the next Preload may have another spec.
+	// way it attaches to it. Going away does not stop the work; CancelPreload does. A Preload that fails leaves no process:
+	// if an engine had been started, the pool is FAILED and says how it ended, with its logs; if not, all is as it was.
+	// The next Preload may have another spec.
 	// Reasons: INVALID_PARAMS, POOL_EXISTS, POOL_BUSY, POOL_DRAINING, PREPARED_NOT_FOUND, PROVISIONER_UNAVAILABLE, those of
 	// the provisioner's Prepare, WORKER_START_FAILED, WORKER_START_TIMEOUT, PORT_IN_USE, CANCELLED, DISK_FULL, SHUTTING_DOWN.
 	Preload(*PreloadRequest, grpc.ServerStreamingServer[PreloadResponse]) error
@@ -241,7 +243,7 @@ type PoolManagerServiceServer interface {
 	// DeletePool forgets a pool that is STOPPED or FAILED, with its logs. Reasons: POOL_NOT_FOUND, POOL_BUSY (drain it first).
 	DeletePool(context.Context, *DeletePoolRequest) (*DeletePoolResponse, error)
 	// Logs gives the output of one replica's newest process, and with follow what comes after until the process has ended or
-	// the caller goes away. Reasons: POOL_NOT_FOUND, INVALID_PARAMS (no such replica).
+	// the caller goes away. Reasons: POOL_NOT_FOUND, INVALID_PARAMS (no such replica), POOL_UNREADY (it was never started).
 	Logs(*LogsRequest, grpc.ServerStreamingServer[LogsResponse]) error
 	mustEmbedUnimplementedPoolManagerServiceServer()
 }

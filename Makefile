@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
+
+ENGINE ?= quick
+TESTFLAGS ?=
+GOFLAGS ?=
+
+# The version comes from git below, so a clone that git will not read builds too.
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+export GOWORK := $(CURDIR)/go.work
+
+BIN := .bin
+MODULES := $(shell sed -n 's|^[[:space:]]*\./||p' go.work)
+TOOLS := buf protoc lint grpcurl
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# The first run of the source engine's tests compiles llama.cpp, up to 15 minutes on two cores.
+TEST_TIMEOUT := 40m
+
+# $(call per_module,FOLDERS,COMMAND,REMEDY) runs COMMAND in each module without the workspace. All are tried; a failure
+# names the modules and the remedy.
+per_module = bad=; for m in $(1); do (export GOWORK=off; cd "$$m"; $(2)) || bad="$$bad $$m"; done; \
+	if [[ -n $$bad ]]; then echo "$@: failed in:$$bad; $(3)" >&2; exit 1; fi
+
+##@ Everyday
+
+.PHONY: help
+help: ## Show this text (default)
+	@awk 'BEGIN { FS = ":.*## "; print "usage: make TARGET" } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z][a-z0-9-]*:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: build
+build: need-go ## Build bin/engine-provisioner, bin/pool-managerd and bin/roundhouse
+	@mkdir -p bin
+	go build -ldflags '-X main.version=$(VERSION)' -o bin/ \
+		./services/provisioner/cmd/engine-provisioner ./services/pool-manager/cmd/pool-managerd ./cmd/roundhouse
+
+.PHONY: demo
+demo: need-demo build ## Prepare, start, ask, drain a real engine (ENGINE=quick or source)
+	@bin/roundhouse demo --engine $(ENGINE)
+
+.PHONY: test
+test: need-test build tool-grpcurl ## Run every test under the race detector, real engines included (TESTFLAGS=...)
+	go test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(TESTFLAGS) work
+
+.PHONY: e2e
+e2e: need-test build tool-grpcurl ## Run only the tests that span both services, real engines included
+	go test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/...
+
+.PHONY: bench
+bench: need-test build ## Measure both services against an engine started by hand
+	go test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/bench/...
+
+.PHONY: clean
+clean: ## Remove what build and tests made; the pinned tools in .bin stay
+	rm -rf bin
+	find $(MODULES) -name '*.test' -type f -delete
+
+##@ Before a commit
+
+.PHONY: lint
+lint: need-go tool-lint ## Run the linters of .golangci.yml over every module
+	@$(BIN)/golangci-lint run $(MODULES:%=./%/...) || { echo "lint: failed; make fix-lint repairs what it can" >&2; exit 1; }
+
+.PHONY: generate
+generate: need-go tool-buf tool-protoc ## Write proto/gen from the proto files
+	$(BIN)/buf generate
+
+.PHONY: fix
+fix: fix-format fix-generate fix-tidy fix-lint ## Repair whatever verify and lint can repair
+
+.PHONY: verify
+verify: verify-format verify-proto verify-generate verify-tidy verify-gowork-off ## Check what must hold besides the tests
+
+.PHONY: verify-format fix-format
+verify-format: need-go ## Check that every Go file is gofmt's
+	@files=$$(gofmt -l $(MODULES)); \
+	if [[ -n $$files ]]; then echo "$@: not formatted, run make fix-format:" >&2; echo "$$files" >&2; exit 1; fi
+fix-format: need-go ## Format every Go file
+	gofmt -w $(MODULES)
+
+.PHONY: verify-proto
+verify-proto: need-git tool-buf ## Lint the proto files and refuse changes that break the last tag's clients
+	@$(BIN)/buf lint || { echo "$@: buf lint failed; the rules are in buf.yaml" >&2; exit 1; }
+	@tag=$$(git tag --list --sort=-creatordate 'v*' 'proto/v*' | head -n 1); \
+	if [[ -z $$tag ]]; then echo "$@: no tag yet, so there is nothing to break"; exit 0; fi; \
+	$(BIN)/buf breaking --against ".git#tag=$$tag" || { \
+		echo "$@: the contract of $$tag is broken; add a field or a method instead of changing one" >&2; exit 1; }
+
+.PHONY: verify-generate fix-generate
+verify-generate: tool-buf tool-protoc ## Check that proto/gen is what the proto files give
+	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; $(BIN)/buf generate -o "$$out"; \
+	diff -r "$$out/proto/gen/go" proto/gen/go || { echo "$@: proto/gen is stale, run make fix-generate" >&2; exit 1; }
+fix-generate: generate ## Same as generate
+
+.PHONY: verify-tidy fix-tidy
+verify-tidy: need-go ## Check that every go.mod and go.sum is tidy without the workspace
+	@$(call per_module,$(MODULES) $(TOOLS:%=tools/%),go mod tidy -diff,run make fix-tidy)
+fix-tidy: need-go ## Tidy every go.mod and go.sum, and bring the modules to one version of each dependency
+	go work sync
+	@$(call per_module,$(MODULES) $(TOOLS:%=tools/%),go mod tidy,read the messages above)
+
+.PHONY: verify-gowork-off
+verify-gowork-off: need-go ## Build and vet every module alone, as one who imports it does
+	@$(call per_module,$(MODULES),go build -o /dev/null ./... && go vet ./...,make fix-tidy adds what a go.mod lacks)
+
+.PHONY: fix-lint
+fix-lint: need-go tool-lint ## Let the linters repair what they can
+	$(BIN)/golangci-lint run --fix $(MODULES:%=./%/...)
+
+##@ Tools
+
+.PHONY: tools
+tools: $(TOOLS:%=tool-%) ## Install every pinned tool into .bin; a second run does nothing
+
+# A tool is built again when its pins or the Go version change.
+.PHONY: $(TOOLS:%=tool-%)
+$(TOOLS:%=tool-%): tool-%: need-go
+	@want=$$({ go env GOVERSION; cat tools/$*/go.mod tools/$*/go.sum; } | sha256sum); \
+	if [[ -f $(BIN)/.$*.stamp && $$(<$(BIN)/.$*.stamp) == "$$want" ]]; then exit 0; fi; \
+	echo "installing tools/$* into $(BIN), minutes the first time" >&2; mkdir -p $(BIN); \
+	GOWORK=off GOBIN=$(CURDIR)/$(BIN) go -C tools/$* install tool; echo "$$want" >$(BIN)/.$*.stamp
+
+.PHONY: need-go need-git need-demo need-test
+need-go:
+	@tools/need go
+need-git:
+	@tools/need git
+need-demo:
+	@tools/need go $(if $(filter source,$(ENGINE)),git c++ cmake ninja,python3)
+need-test:
+	@tools/need go git cc c++ cmake ninja python3

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package command is the command line: what can be typed, whom it asks, and the exit code that it ends with.
+//
+// Answers go to standard output, progress and notes to standard error; with -o json the events of a stream are answers
+// too, and an error is one JSON object on standard error. Each command makes its own connections and closes them. A
+// command that is interrupted says whether the work that it had asked for goes on. Nothing is kept between commands.
+package command
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/render"
+)
+
+// Env is the world of one command.
+type Env struct {
+	// Stdin is read where a file is "-".
+	Stdin io.Reader
+	// Stdout takes answers.
+	Stdout io.Writer
+	// Stderr takes progress, notes and errors.
+	Stderr io.Writer
+	// Getenv reads the environment.
+	Getenv func(string) string
+	// Interrupts brings a value for each Ctrl-C or other request to end.
+	Interrupts <-chan os.Signal
+	// Version is the program's version.
+	Version string
+}
+
+// System is the world of this process. From then on, signals that ask it to end arrive as Interrupts.
+func System(version string) Env {
+	interrupts := make(chan os.Signal, 8) // more than anybody types
+	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	return Env{
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Getenv: os.Getenv, Interrupts: interrupts, Version: version,
+	}
+}
+
+// Main runs the command that args name and answers with its exit code.
+func Main(args []string, env Env) int {
+	a := &app{Env: env, output: render.Text}
+	root := newRoot(a)
+	root.SetArgs(args)
+	root.SetIn(env.Stdin)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	err := root.ExecuteContext(context.Background())
+	if err == nil {
+		return codeOK
+	}
+	var ran *commandError
+	if !errors.As(err, &ran) {
+		err = usage(err) // found by the parser, before any command ran
+	}
+	code, word := outcome(err)
+	if code != codeOK {
+		_ = render.Failure(env.Stderr, a.output, word, err) // nowhere left to complain
+	}
+	return code
+}
+
+// app is what all commands share.
+type app struct {
+	Env
+
+	provisionerTarget string
+	poolManagerTarget string
+	output            render.Format
+	timeout           time.Duration
+}
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "roundhouse",
+		Short: "Prepare, start, watch and drain LLM engines on this machine",
+		Long: `roundhouse talks to the two services of Roundhouse: the provisioner, which gets or builds engines and stages
+models, and the pool manager, which runs them.
+
+Start with "roundhouse demo". Exit codes: "roundhouse help exit-codes".`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(command *cobra.Command, _ []string) error { return command.Help() },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.provisionerTarget, "provisioner", a.target(provisionerService()),
+		"address of the provisioner: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_PROVISIONER]")
+	flags.StringVar(&a.poolManagerTarget, "pool-manager", a.target(poolManagerService()),
+		"address of the pool manager: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_POOL_MANAGER]")
+	flags.VarP(&a.output, "output", "o", "how to answer: text or json")
+	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this long, such as 30s (0: never)")
+	root.AddGroup(&cobra.Group{ID: groupEngines, Title: "Engines and models:"},
+		&cobra.Group{ID: groupPools, Title: "Pools:"})
+	root.AddCommand(
+		newPlan(a), newPrepare(a), newPrepared(a), newPreflight(a),
+		newPreload(a), newCancel(a), newDrain(a), newDelete(a), newWatch(a), newPools(a), newLogs(a),
+		newDemo(a), newVersion(a), newExitCodes(),
+	)
+	return root
+}
+
+// The groups of the help.
+const (
+	groupEngines = "engines"
+	groupPools   = "pools"
+)
+
+// runs makes a command's body: it has the command line's context, limited by --timeout, and errors with exit codes.
+func (a *app) runs(body func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(command *cobra.Command, args []string) error {
+		ctx := command.Context()
+		if a.timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, a.timeout, errTimeout)
+			defer cancel()
+		}
+		if err := body(ctx, args); err != nil {
+			return &commandError{err: a.explain(ctx, err)}
+		}
+		return nil
+	}
+}
+
+// untilInterrupted is ctx until the first interrupt, which becomes its cause.
+func (a *app) untilInterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() { // ended by the cancel that the caller makes
+		select {
+		case <-a.Interrupts:
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(context.Canceled) }
+}
+
+// style is how progress is shown on w.
+func style(w io.Writer) render.Style {
+	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		return render.Bars
+	}
+	return render.Plain
+}
+
+// note says something beside the answer. It says nothing with -o json.
+func (a *app) note(text string) {
+	if a.output == render.Text {
+		_, _ = io.WriteString(a.Stderr, text+"\n") // a lost note changes nothing
+	}
+}

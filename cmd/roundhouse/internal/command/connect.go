@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/client"
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
+	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
+)
+
+// service is one of the two that commands talk to.
+type service struct {
+	name, program, flag, variable string
+}
+
+func provisionerService() service {
+	return service{"provisioner", "engine-provisioner", "--provisioner", "ROUNDHOUSE_PROVISIONER"}
+}
+
+func poolManagerService() service {
+	return service{"pool manager", "pool-managerd", "--pool-manager", "ROUNDHOUSE_POOL_MANAGER"}
+}
+
+// target is where a service is unless a flag says otherwise: where the environment says, else where the daemon listens
+// when nothing is configured.
+func (a *app) target(s service) string {
+	if target := a.Getenv(s.variable); target != "" {
+		return target
+	}
+	return "unix://" + filepath.Join(socketDir(os.Getuid(), a.Getenv("XDG_RUNTIME_DIR")), s.program+".sock")
+}
+
+// socketDir is the folder of the daemons' default sockets.
+func socketDir(uid int, runtimeDir string) string {
+	switch {
+	case uid == 0:
+		return "/run/roundhouse"
+	case runtimeDir != "":
+		return filepath.Join(runtimeDir, "roundhouse")
+	default:
+		return "/tmp/roundhouse-" + strconv.Itoa(uid)
+	}
+}
+
+// dial makes a connection that says who is calling. It is closed by whoever asked for it.
+func (a *app) dial(s service, target string) (*grpc.ClientConn, error) {
+	conn, err := client.Dial(target, client.WithUserAgent("roundhouse/"+a.Version))
+	if err != nil {
+		if e, ok := reason.As(err); ok {
+			return nil, reason.New(e.Reason, e.Message, reason.Field(s.flag), reason.Remedy(e.Remedy))
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
+// withProvisioner runs body with a client of the provisioner.
+func (a *app) withProvisioner(body func(provisionerv1.ProvisionerServiceClient) error) error {
+	conn, err := a.dial(provisionerService(), a.provisionerTarget)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }() // nothing is in flight
+	return reached(provisionerService(), a.provisionerTarget, body(provisionerv1.NewProvisionerServiceClient(conn)))
+}
+
+// withPools runs body with a client of the pool manager.
+func (a *app) withPools(body func(poolv1.PoolManagerServiceClient) error) error {
+	conn, err := a.dial(poolManagerService(), a.poolManagerTarget)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }() // nothing is in flight
+	return reached(poolManagerService(), a.poolManagerTarget, body(poolv1.NewPoolManagerServiceClient(conn)))
+}
+
+// reached names the service and its address if the call did not come through.
+func reached(s service, target string, err error) error {
+	if err == nil || reason.Of(err) != reason.Unspecified || status.Code(err) != codes.Unavailable {
+		return err
+	}
+	return &exitError{codeUnavailable, "UNAVAILABLE", reason.New(reason.ProvisionerUnavailable,
+		"cannot reach the "+s.name+" at "+target,
+		reason.Remedy("start "+s.program+", or give its address with "+s.flag+" or $"+s.variable), reason.Cause(err))}
+}
+
+// each hands every message of a stream to body, until the stream's end or an error of either.
+func each[M any](stream grpc.ServerStreamingClient[M], body func(*M) error) error {
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := body(message); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/render"
+	"github.com/roundhouse-llm/roundhouse/pkg/client"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
+)
+
+func newPools(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "pools [NAME]",
+		Short:             "List pools, or show one with its replicas",
+		GroupID:           groupPools,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completePools(1),
+		RunE: a.runs(func(ctx context.Context, args []string) error {
+			ctx, cancel := a.untilInterrupted(ctx)
+			defer cancel()
+			return a.explained(ctx, a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+				if len(args) == 1 {
+					return a.showPool(ctx, pools, args[0])
+				}
+				all, err := allPools(ctx, pools)
+				if err != nil {
+					return err
+				}
+				if a.output == render.JSON {
+					return render.Object(a.Stdout, &poolv1.ListPoolsResponse{Pools: all})
+				}
+				return render.Pools(a.Stdout, all)
+			}))
+		}),
+	}
+}
+
+func (a *app) showPool(ctx context.Context, pools poolv1.PoolManagerServiceClient, name string) error {
+	got, err := pools.GetPool(ctx, &poolv1.GetPoolRequest{PoolId: name})
+	if err != nil {
+		return err
+	}
+	if a.output == render.JSON {
+		return render.Object(a.Stdout, got.GetPool())
+	}
+	return render.Pool(a.Stdout, got.GetPool())
+}
+
+// allPools reads every page.
+func allPools(ctx context.Context, pools poolv1.PoolManagerServiceClient) ([]*poolv1.Pool, error) {
+	var all []*poolv1.Pool
+	for token := ""; ; {
+		page, err := pools.ListPools(ctx, &poolv1.ListPoolsRequest{PageToken: token})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.GetPools()...)
+		if token = page.GetNextPageToken(); token == "" {
+			return all, nil
+		}
+	}
+}
+
+// completionTimeout is how long a shell may wait for the names of pools.
+const completionTimeout = 500 * time.Millisecond
+
+// completePools offers the names of pools for the first most arguments.
+func (a *app) completePools(most int) cobra.CompletionFunc {
+	return func(command *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) >= most {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(command.Context(), completionTimeout)
+		defer cancel()
+		var names []cobra.Completion
+		_ = a.withPools(func(pools poolv1.PoolManagerServiceClient) error { // no names is no completion
+			all, err := allPools(ctx, pools)
+			for _, pool := range all {
+				names = append(names, cobra.CompletionWithDesc(pool.GetPoolId(), render.State(pool.GetState())))
+			}
+			return err
+		})
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func newWatch(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "watch [NAME...]",
+		Short: "Show all pools, or those named, and every change",
+		Long: "Show all pools, or those named, and then every change, until Ctrl-C. When the pool manager goes away it is\n" +
+			"waited for, and nothing is missed.",
+		GroupID:           groupPools,
+		ValidArgsFunction: a.completePools(completeAll),
+		RunE: a.runs(func(ctx context.Context, args []string) error {
+			ctx, cancel := a.untilInterrupted(ctx)
+			defer cancel()
+			err := a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+				// One call that is not waited for tells a wrong address from a manager that comes back.
+				if _, err := pools.ListPools(ctx, &poolv1.ListPoolsRequest{PageSize: 1}); err != nil {
+					return err
+				}
+				return client.Watch(ctx, pools, args, a.showChange)
+			})
+			if errors.Is(err, errInterrupted) || errors.Is(context.Cause(ctx), errInterrupted) {
+				return nil // the way to leave
+			}
+			return a.explained(ctx, err)
+		}),
+	}
+}
+
+// completeAll is more names than anybody types.
+const completeAll = 1000
+
+// showChange prints one change.
+func (a *app) showChange(event client.Event) error {
+	switch event.Kind {
+	case client.KindUpsert:
+		return render.Upsert(a.Stdout, a.output, time.Now(), event.Pool)
+	case client.KindDeleted:
+		return render.Deleted(a.Stdout, a.output, time.Now(), event.PoolID)
+	case client.KindSynced:
+		return render.Synced(a.Stdout, a.output, time.Now())
+	case client.KindInterrupted:
+		a.note(fmt.Sprintf("interrupted, trying again: %v", event.Err))
+	}
+	return nil
+}
+
+func newDelete(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "delete NAME...",
+		Short:             "Forget pools that are stopped or failed, with their logs",
+		GroupID:           groupPools,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completePools(completeAll),
+		RunE: a.runs(func(ctx context.Context, args []string) error {
+			ctx, cancel := a.untilInterrupted(ctx)
+			defer cancel()
+			return a.explained(ctx, a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+				for _, name := range args {
+					answer, err := pools.DeletePool(ctx, &poolv1.DeletePoolRequest{PoolId: name})
+					if err != nil {
+						return err
+					}
+					if err := a.answer(answer, name+" is deleted"); err != nil {
+						return err
+					}
+				}
+				return nil
+			}))
+		}),
+	}
+}
+
+func newCancel(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "cancel NAME",
+		Short:             "Stop a preload that is under way, and undo it",
+		GroupID:           groupPools,
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completePools(1),
+		RunE: a.runs(func(ctx context.Context, args []string) error {
+			ctx, cancel := a.untilInterrupted(ctx)
+			defer cancel()
+			return a.explained(ctx, a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+				answer, err := pools.CancelPreload(ctx, &poolv1.CancelPreloadRequest{PoolId: args[0]})
+				if err != nil {
+					return err
+				}
+				text := args[0] + " was not loading; nothing is changed"
+				if answer.GetCancelled() {
+					text = "the preload of " + args[0] + " is cancelled; nothing of it is left"
+				}
+				return a.answer(answer, text)
+			}))
+		}),
+	}
+}

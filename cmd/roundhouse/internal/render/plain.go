@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package render
+
+import (
+	"io"
+	"sync"
+	"time"
+
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
+)
+
+const (
+	// plainInterval is the longest silence of a step that moves.
+	plainInterval = 5 * time.Second
+	// plainPercent is how far a step moves between two lines.
+	plainPercent = 10
+)
+
+// plain prints lines.
+type plain struct {
+	out io.Writer
+	now func() time.Time
+
+	mu    sync.Mutex // guards what follows, and the order of lines
+	steps steps
+	shown map[string]shown
+}
+
+// shown is what was printed last of a step.
+type shown struct {
+	at      time.Time
+	percent int64
+	ended   bool
+}
+
+func newPlain(config ProgressConfig) *plain {
+	return &plain{out: config.Out, now: config.Now, steps: steps{}, shown: map[string]shown{}}
+}
+
+func (p *plain) Phase(phase poolv1.LoadPhase) { p.Note(line("phase", Phase(phase), "")) }
+
+func (p *plain) Event(event *enginev1.Progress) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	step := p.steps.add(event)
+	if step == nil {
+		return
+	}
+	id := step.latest.GetId()
+	last, seen := p.shown[id]
+	switch {
+	case last.ended:
+	case step.ended():
+		p.shown[id] = shown{ended: true}
+		word, detail := step.outcome()
+		p.print(line(word, step.latest.GetName(), detail))
+		if step.latest.GetState() == enginev1.StepState_STEP_STATE_FAILED {
+			for _, text := range step.log {
+				p.print(line("", text, ""))
+			}
+		}
+	case !seen:
+		p.shown[id] = shown{at: p.now(), percent: step.percent()}
+		p.print(line("start", step.latest.GetName(), ""))
+	case event.GetStatus() != nil && p.due(last, step):
+		p.shown[id] = shown{at: p.now(), percent: step.percent()}
+		p.print(line("", step.latest.GetName(), step.position()))
+	}
+}
+
+// due tells whether a step has moved enough, or been silent long enough, for another line.
+func (p *plain) due(last shown, step *step) bool {
+	if p.now().Sub(last.at) >= plainInterval {
+		return true
+	}
+	percent := step.percent()
+	return percent >= 0 && percent/plainPercent > max(last.percent, 0)/plainPercent
+}
+
+func (p *plain) Note(text string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.print(withNewline(text))
+}
+
+func (p *plain) Close() {}
+
+func (p *plain) print(text string) { _, _ = io.WriteString(p.out, text) } // a lost view must not stop the work
+
+func withNewline(text string) string {
+	if text == "" || text[len(text)-1] != '\n' {
+		text += "\n"
+	}
+	return text
+}

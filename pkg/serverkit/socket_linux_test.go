@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package serverkit
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
+)
+
+// leaveStale leaves a socket behind as a killed process does.
+func leaveStale(t *testing.T, path string) {
+	t.Helper()
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The umask belongs to the process, so this test runs alone.
+func TestSocketIsPrivateWhateverTheUmask(t *testing.T) {
+	before := syscall.Umask(0)
+	defer syscall.Umask(before)
+	path := filepath.Join(testkit.ShortDir(t), "made", "s.sock")
+	listener, err := openSocket(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for name, want := range map[string]fs.FileMode{path: fs.ModeSocket | 0o600, filepath.Dir(path): fs.ModeDir | 0o700} {
+		if info, err := os.Stat(name); err != nil || info.Mode() != want {
+			t.Errorf("mode of %s = %v (%v), want %v", name, info.Mode(), err, want)
+		}
+	}
+}
+
+func TestOpenSocketReplacesADeadOne(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(testkit.ShortDir(t), "s.sock")
+	leaveStale(t, path)
+	listener, err := openSocket(t.Context(), path)
+	if err != nil {
+		t.Fatalf("open where a dead socket is: %v", err)
+	}
+	defer listener.Close()
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatalf("connect to the new socket: %v", err)
+	}
+	_ = conn.Close()
+}
+
+func TestOpenSocketRefuses(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		setUp func(t *testing.T, path string)
+		want  reason.Reason
+	}{
+		{"a live socket", func(t *testing.T, path string) {
+			listener, err := openSocket(t.Context(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = listener.Close() })
+		}, reason.PortInUse},
+		{"a file", func(t *testing.T, path string) {
+			if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, reason.InvalidParams},
+		{"a folder", func(t *testing.T, path string) {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, reason.InvalidParams},
+		{"a link to a file", func(t *testing.T, path string) {
+			if err := os.Symlink("/etc/passwd", path); err != nil {
+				t.Fatal(err)
+			}
+		}, reason.InvalidParams},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(testkit.ShortDir(t), "s.sock")
+			tt.setUp(t, path)
+			before, err := os.Lstat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			listener, err := openSocket(t.Context(), path)
+			if e, ok := reason.As(err); !ok || e.Reason != tt.want || e.Remedy == "" {
+				t.Errorf("openSocket = %v, %v; want %v with a remedy", listener, err, tt.want)
+			}
+			if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
+				t.Errorf("what was there is changed: %v, %v", after, err)
+			}
+		})
+	}
+}
+
+func TestOneOfManyWinsADeadSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(testkit.ShortDir(t), "s.sock")
+	leaveStale(t, path)
+	const racers = 8
+	listeners := make([]net.Listener, racers)
+	errs := make([]error, racers)
+	var group sync.WaitGroup
+	for i := range racers {
+		group.Go(func() { listeners[i], errs[i] = openSocket(t.Context(), path) })
+	}
+	group.Wait()
+	winners := 0
+	for i, err := range errs {
+		if err == nil {
+			winners++
+			defer listeners[i].Close()
+		} else if reason.Of(err) != reason.PortInUse {
+			t.Errorf("a loser got %v, want PORT_IN_USE", err)
+		}
+	}
+	if winners != 1 {
+		t.Errorf("%d of %d got the socket, want 1", winners, racers)
+	}
+}
+
+func TestCloseRemovesOnlyItsOwnSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(testkit.ShortDir(t), "s.sock")
+	first, err := openSocket(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	second, err := openSocket(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Errorf("close the first: %v", err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the second's socket is gone: %v", err)
+	}
+	for range 2 {
+		if err := second.Close(); err != nil {
+			t.Errorf("close the second: %v", err)
+		}
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the second's socket is left: %v", err)
+	}
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package serverkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"buf.build/go/protovalidate"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/pkg/wire"
+)
+
+// checks refuse requests that are too large or break the rules of their proto.
+type checks struct {
+	validator protovalidate.Validator
+}
+
+// newChecks compiles the rules of every request of the services, so that no call waits for it and a rule that does not
+// compile is found at start.
+func newChecks(services recorder) (*checks, error) {
+	var requests []protoreflect.MessageDescriptor
+	for _, service := range services {
+		desc, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service.desc.ServiceName))
+		if err != nil {
+			return nil, fmt.Errorf("find descriptor of %s: %w", service.desc.ServiceName, err)
+		}
+		methods := desc.(protoreflect.ServiceDescriptor).Methods()
+		for i := range methods.Len() {
+			requests = append(requests, methods.Get(i).Input())
+		}
+	}
+	validator, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...))
+	if err != nil {
+		return nil, fmt.Errorf("compile rules of requests: %w", err)
+	}
+	return &checks{validator: validator}, nil
+}
+
+// check is nil for a request that may go to its handler, else a *reason.Error.
+func (c *checks) check(req any) error {
+	message, ok := req.(proto.Message)
+	if !ok {
+		return nil
+	}
+	if size := proto.Size(message); size > wire.MaxRequestBytes {
+		return reason.New(reason.LimitExceeded, fmt.Sprintf("the request has %d bytes", size),
+			reason.Remedy(fmt.Sprintf("send at most %d bytes", wire.MaxRequestBytes)),
+			reason.Meta("limit_bytes", wire.MaxRequestBytes), reason.Meta("size_bytes", size))
+	}
+	err := c.validator.Validate(message)
+	if err == nil {
+		return nil
+	}
+	invalid, ok := errors.AsType[*protovalidate.ValidationError](err)
+	if !ok || len(invalid.Violations) == 0 {
+		return reason.New(reason.Internal, "the request could not be checked", reason.Cause(err))
+	}
+	return violations(message, invalid)
+}
+
+// violations names each field at fault. With one it is the error's field; with more, each has its own problem.
+func violations(message proto.Message, invalid *protovalidate.ValidationError) error {
+	owner := message.ProtoReflect().Descriptor().FullName()
+	if field := invalid.Violations[0].FieldDescriptor; field != nil {
+		owner = field.Parent().FullName()
+	}
+	options := []reason.Option{reason.Remedy(fmt.Sprintf("the rules are in the description of %s", owner))}
+	if len(invalid.Violations) == 1 {
+		v := invalid.Violations[0].Proto
+		return reason.New(reason.InvalidParams, v.GetMessage(),
+			append(options, reason.Field(protovalidate.FieldPathString(v.GetField())))...)
+	}
+	var all []string
+	for _, violation := range invalid.Violations {
+		name := protovalidate.FieldPathString(violation.Proto.GetField())
+		options = append(options, reason.Violation(name, violation.Proto.GetMessage()))
+		all = append(all, name+": "+violation.Proto.GetMessage())
+	}
+	return reason.New(reason.InvalidParams, strings.Join(all, "; "), options...)
+}
+
+func (c *checks) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if err := c.check(req); err != nil {
+		return nil, err
+	}
+	return handle(ctx, req)
+}
+
+func (c *checks) stream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	return handle(srv, &checkedStream{ServerStream: stream, checks: c})
+}
+
+// checkedStream gives its handler valid messages only.
+type checkedStream struct {
+	grpc.ServerStream
+	checks *checks
+}
+
+func (s *checkedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return s.checks.check(m)
+}

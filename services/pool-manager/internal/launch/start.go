@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/trust"
+)
+
+// check refuses what must not be started: files that are not what was prepared, a port that somebody has.
+func (l *Launcher) check(ctx context.Context, request Request) error {
+	process := request.Prepared.GetProcess()
+	executable := false
+	for _, file := range process.GetFiles() {
+		if err := l.config.Trust.Check(ctx, trust.File{Path: file.GetPath(), SHA256: file.GetSha256(), SizeBytes: file.GetSizeBytes()}); err != nil {
+			return fmt.Errorf("start replica %s: %w", request.Replica, err)
+		}
+		executable = executable || file.GetPath() == process.GetExecutable()
+	}
+	if !executable {
+		return reason.New(reason.UntrustedArtifact, fmt.Sprintf("executable %q has no digest", process.GetExecutable()),
+			reason.Meta("path", process.GetExecutable()), reason.Remedy("prepare the engine again"))
+	}
+	if request.Port == 0 {
+		return nil
+	}
+	pid, name, err := l.config.Host.Holder(request.Port)
+	if err != nil {
+		return fmt.Errorf("look for the holder of port %d: %w", request.Port, err)
+	}
+	if pid != 0 {
+		return reason.New(reason.PortInUse, fmt.Sprintf("port %d is held by process %d (%s)", request.Port, pid, name),
+			reason.Field("spec.port"), reason.Meta("port", strconv.Itoa(int(request.Port))), reason.Meta("holder_pid", strconv.Itoa(pid)),
+			reason.Remedy("leave the port at 0, so that the engine picks a free one, or stop the holder"))
+	}
+	return nil
+}
+
+// spawn records the intent and makes the process. On error neither is left.
+func (l *Launcher) spawn(ctx context.Context, request Request) (*Engine, error) {
+	launch := request.Prepared.GetProcess()
+	logPath, err := l.newLog(request)
+	if err != nil {
+		return nil, err
+	}
+	env, err := environment(l.config.Env, launch)
+	if err != nil {
+		return nil, err
+	}
+	args, err := arguments(launch.GetArgs(), request.Port)
+	if err != nil {
+		return nil, err
+	}
+	record := state.Record{
+		PoolID:     string(request.Pool),
+		Replica:    request.Index,
+		Generation: request.Generation,
+		PreparedID: request.Prepared.GetPreparedId(),
+		Phase:      state.Intended,
+		Identity:   process.Identity{BootID: l.config.Host.BootID(), Nonce: process.NewNonce()},
+		Executable: launch.GetExecutable(),
+		LogPath:    logPath,
+		CreatedAt:  time.Now(),
+	}
+	if err := l.config.Records.Save(record); err != nil { // G1: before the spawn.
+		return nil, err
+	}
+	running, err := l.config.Host.Spawn(process.Command{
+		Executable: launch.GetExecutable(),
+		Args:       args,
+		Env:        env,
+		Dir:        launch.GetWorkingDir(),
+		LogPath:    logPath,
+		Nonce:      record.Identity.Nonce,
+	})
+	if err != nil {
+		return nil, errors.Join(err, l.config.Records.Remove(record.Key()))
+	}
+	record.Identity = running.Identity()
+	record.Phase, record.StartedAt = state.Started, time.Now()
+	return newEngine(ctx, l, request, running, record, args), nil
+}
+
+// record makes it durable which process was made.
+func (l *Launcher) record(e *Engine) error {
+	return l.config.Records.Save(e.record)
+}
+
+// newLog removes the logs of older starts of the replica and makes the folder for this one's.
+func (l *Launcher) newLog(request Request) (string, error) {
+	dir := filepath.Join(l.config.LogDir, string(request.Pool))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", storageError("make the folder for logs", err)
+	}
+	old, err := filepath.Glob(filepath.Join(dir, strconv.Itoa(request.Index)+"-*.log*"))
+	if err != nil {
+		return "", fmt.Errorf("look for old logs: %w", err)
+	}
+	for _, path := range old {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", storageError("remove an old log", err)
+		}
+	}
+	return filepath.Join(dir, fmt.Sprintf("%d-%d.log", request.Index, request.Generation)), nil
+}
+
+func removeLogs(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return storageError("remove logs", err)
+	}
+	return nil
+}
+
+func storageError(attempt string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return reason.New(reason.DiskFull, attempt, reason.Cause(err), reason.Remedy("free space on its disk"))
+	}
+	return reason.New(reason.StorageFailed, attempt, reason.Cause(err))
+}
+
+// arguments fills in what only we know. A placeholder of a later contract is refused, not passed on.
+func arguments(args []*enginev1.Argument, port uint16) ([]string, error) {
+	words := make([]string, len(args))
+	for i, arg := range args {
+		switch value := arg.GetValue().(type) {
+		case *enginev1.Argument_Literal:
+			words[i] = value.Literal
+		case *enginev1.Argument_Placeholder:
+			switch value.Placeholder {
+			case enginev1.Placeholder_PLACEHOLDER_HOST:
+				words[i] = loopback.String()
+			case enginev1.Placeholder_PLACEHOLDER_PORT:
+				words[i] = strconv.Itoa(int(port))
+			default:
+				return nil, notUnderstood(fmt.Sprintf("argument %d is %s", i, value.Placeholder))
+			}
+		default:
+			return nil, notUnderstood(fmt.Sprintf("argument %d is empty", i))
+		}
+	}
+	return words, nil
+}
+
+func notUnderstood(what string) error {
+	return reason.New(reason.WorkerStartFailed, "the prepared engine is not understood: "+what,
+		reason.Remedy("use a pool manager at least as new as the provisioner"))
+}
+
+// environment is base, then what the engine's launch says, then where its libraries are.
+func environment(base []string, launch *enginev1.ProcessLaunch) ([]string, error) {
+	env := append([]string(nil), base...)
+	for name, value := range launch.GetEnv() {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") || name == process.NonceVar {
+			return nil, notUnderstood(fmt.Sprintf("environment variable %q", name))
+		}
+		env = append(env, name+"="+value)
+	}
+	if paths := launch.GetLibraryPaths(); len(paths) > 0 {
+		env = append(env, "LD_LIBRARY_PATH="+strings.Join(paths, ":"))
+	}
+	return env, nil
+}

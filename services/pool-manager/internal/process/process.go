@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package process owns engine processes: it starts them, knows them again, sees them exit and stops all of their tree.
+//
+// A process is known by boot id, pid, start time, executable and a nonce in its environment, never by its pid alone
+// (G2). It is started in a session of its own, with its output in a file, so that it survives the manager. A stop is
+// complete only when nothing of the tree is left (G9): root, session, process group, descendants and whatever carries
+// the nonce; a process that leaves session and parent and drops its environment, all before anything looked at the tree,
+// is beyond that. Exits are seen through pidfds, at once and without polling. Nothing here restarts, decides or writes a
+// record. All exported functions and methods may be called at once from several goroutines.
+package process
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// NonceVar is the environment variable that marks every process of one start.
+const NonceVar = "ROUNDHOUSE_NONCE"
+
+// firstInherited is the first descriptor after stdin, stdout and stderr.
+const firstInherited = 3
+
+// Host is the process table of this machine as one manager sees it: the children it started, and a way to look at
+// everything else. A program has one Host, because two would reap each other's children.
+type Host struct {
+	bootID string
+	self   int
+
+	// fork is held for reading from a fork until its pid is in own, and for writing while strays are reaped, so that
+	// the exit of a child of ours is never taken by the reaper.
+	fork sync.RWMutex
+
+	mu  sync.Mutex       // mu guards own; taken after fork.
+	own map[int]struct{} // direct children whose exit has not been collected.
+}
+
+// New returns a Host of the running machine. It starts nothing, and marks every descriptor that this program inherited
+// close-on-exec, so that no engine inherits it in turn. It fails where /proc or pidfds are not available.
+func New() (*Host, error) {
+	if err := unix.CloseRange(firstInherited, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("mark inherited descriptors close-on-exec (Linux 5.11 or newer is needed): %w", err)
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("read boot id: %w", err)
+	}
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return nil, fmt.Errorf("open a pidfd: %w", err)
+	}
+	if err := unix.Close(fd); err != nil {
+		return nil, fmt.Errorf("close a pidfd: %w", err)
+	}
+	return &Host{bootID: strings.TrimSpace(string(boot)), self: os.Getpid(), own: map[int]struct{}{}}, nil
+}
+
+// SetSubreaper makes orphans of this program's descendants children of this program, so that a daemonising engine
+// stays in its tree. It holds until the program ends and is not inherited. Run must then be running.
+func SetSubreaper() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become subreaper: %w", err)
+	}
+	return nil
+}
+
+// Run collects the exits of adopted orphans until ctx ends, and returns nil. It leaves those of processes that Spawn
+// started, but takes those of every other child: while it runs, nothing else in the program may start processes.
+// Without it, and with SetSubreaper, dead orphans stay as zombies.
+func (h *Host) Run(ctx context.Context) error {
+	died := make(chan os.Signal, 1)
+	signal.Notify(died, unix.SIGCHLD)
+	defer signal.Stop(died)
+	for {
+		h.reap(childrenOfSelf())
+		select {
+		case <-died:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// reap collects those of the pids that are dead children of this program and that Spawn did not start.
+func (h *Host) reap(pids []int) {
+	h.fork.Lock()
+	defer h.fork.Unlock()
+	for _, pid := range pids {
+		h.mu.Lock()
+		_, ours := h.own[pid]
+		h.mu.Unlock()
+		if !ours {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // A living child answers 0, one that is none ECHILD.
+		}
+	}
+}
+
+// childrenOfSelf lists the children of this program, started or adopted.
+func childrenOfSelf() []int {
+	files, _ := filepath.Glob("/proc/self/task/*/children")
+	var pids []int
+	for _, file := range files {
+		list, err := os.ReadFile(file)
+		if err != nil {
+			continue // The thread is gone and its children moved to another.
+		}
+		for word := range strings.FieldsSeq(string(list)) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+func (h *Host) disown(pid int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.own, pid)
+}

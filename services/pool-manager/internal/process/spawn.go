@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+)
+
+// CoreDumps says whether the kernel may write a core file of an engine.
+type CoreDumps int
+
+// The zero value forbids core files: one of an engine is as large as its model.
+const (
+	NoCoreDumps CoreDumps = iota
+	KeepCoreDumps
+)
+
+// Command is what to start. Nothing of the manager's own environment or descriptors reaches the engine.
+type Command struct {
+	Executable  string    // absolute path; required.
+	Args        []string  // without the program's own name.
+	Env         []string  // NAME=value, complete; see BaseEnv. NonceVar is put in front.
+	Dir         string    // absolute working directory; empty is "/".
+	LogPath     string    // absolute; both output streams are appended, created with mode 0600; required.
+	Nonce       string    // required, unique to this start; see NewNonce.
+	CoreDumps   CoreDumps // zero: none.
+	OOMScoreAdj int       // -1000 to 1000, for the whole tree; zero keeps the manager's own.
+}
+
+// BaseEnv returns the few variables of environ that an engine may have: where programs, home, temporary files and the
+// time zone are, and the locale. PATH is always there.
+func BaseEnv(environ []string) []string {
+	allowed := []string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LC_CTYPE"}
+	env := []string{}
+	for _, entry := range environ {
+		if name, _, ok := strings.Cut(entry, "="); ok && slices.Contains(allowed, name) {
+			env = append(env, entry)
+		}
+	}
+	if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
+		env = append(env, "PATH=/usr/local/bin:/usr/bin:/bin")
+	}
+	return env
+}
+
+// Process is one started engine: the root of a tree of processes. It stays usable after the exit of the root, to look
+// at and to stop what the root left behind.
+type Process struct {
+	host    *Host
+	id      Identity
+	fd      *pidfd
+	child   bool // started by this Host, which then collects its exit.
+	started time.Time
+	release context.CancelFunc
+
+	done chan struct{}
+	exit ExitStatus // written before done is closed.
+
+	mu    sync.Mutex     // mu guards known.
+	known map[int]uint64 // pid -> start ticks of every member ever seen.
+}
+
+// Spawn starts the command in a session of its own: stdin is empty, output goes to the log file, and the engine
+// lives on when the manager ends. On error nothing is left running; the log file may be. The reason of the error is
+// DiskFull where the log file has no room and WorkerStartFailed otherwise.
+func (h *Host) Spawn(c Command) (*Process, error) {
+	if err := c.check(); err != nil {
+		return nil, startError(c, err)
+	}
+	logFile, err := os.OpenFile(c.LogPath, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, startError(c, fmt.Errorf("open log: %w", err))
+	}
+	defer logFile.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, startError(c, err)
+	}
+	defer null.Close()
+
+	env := slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool { return strings.HasPrefix(e, NonceVar+"=") })
+	handle := -1
+	started := time.Now()
+	h.fork.RLock()
+	pid, err := syscall.ForkExec(c.Executable, append([]string{c.Executable}, c.Args...), &syscall.ProcAttr{
+		Dir:   c.Dir,
+		Env:   append([]string{NonceVar + "=" + c.Nonce}, env...),
+		Files: []uintptr{null.Fd(), logFile.Fd(), logFile.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &handle},
+	})
+	if err == nil {
+		h.mu.Lock()
+		h.own[pid] = struct{}{}
+		h.mu.Unlock()
+	}
+	h.fork.RUnlock()
+	if err != nil {
+		return nil, startError(c, err)
+	}
+	p, err := h.settle(c, pid, handle)
+	if err != nil {
+		h.abort(pid)
+		return nil, startError(c, err)
+	}
+	p.started = started
+	ctx, cancel := context.WithCancel(context.Background()) // The engine's life is bound to no caller; Release ends it.
+	p.release = cancel
+	go p.watch(ctx)
+	return p, nil
+}
+
+// check fills Dir and refuses a command that would start something else than meant.
+func (c *Command) check() error {
+	if c.Dir == "" {
+		c.Dir = "/"
+	}
+	for _, f := range []struct{ name, path string }{{"executable", c.Executable}, {"log path", c.LogPath}, {"directory", c.Dir}} {
+		if !filepath.IsAbs(f.path) {
+			return fmt.Errorf("%s %q is not an absolute path", f.name, f.path)
+		}
+	}
+	if c.Nonce == "" {
+		return errors.New("no nonce")
+	}
+	return nil
+}
+
+// settle applies the limits to a fresh child and takes its identity.
+func (h *Host) settle(c Command, pid, handle int) (*Process, error) {
+	if handle < 0 {
+		return nil, errors.New("the kernel gave no pidfd")
+	}
+	fd, err := newPidfd(handle)
+	if err != nil {
+		return nil, err
+	}
+	p := &Process{
+		host: h, fd: fd, child: true, done: make(chan struct{}), known: map[int]uint64{},
+		id: Identity{BootID: h.bootID, PID: pid, Executable: c.Executable, Nonce: c.Nonce},
+	}
+	st, err := readStat(pid)
+	if err == nil {
+		err = limit(c, pid)
+	}
+	if err != nil {
+		fd.close()
+		return nil, err
+	}
+	p.id.StartTicks = st.StartTicks
+	p.known[pid] = st.StartTicks
+	p.id.Executable = p.Identity().Executable
+	return p, nil
+}
+
+func limit(c Command, pid int) error {
+	var core unix.Rlimit
+	if c.CoreDumps == KeepCoreDumps {
+		if err := unix.Prlimit(pid, unix.RLIMIT_CORE, nil, &core); err != nil {
+			return fmt.Errorf("read core limit: %w", err)
+		}
+		core.Cur = core.Max
+	}
+	if err := unix.Prlimit(pid, unix.RLIMIT_CORE, &core, nil); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("set core limit: %w", err)
+	}
+	if c.OOMScoreAdj == 0 {
+		return nil
+	}
+	if err := os.WriteFile(procPath(pid, "oom_score_adj"), []byte(strconv.Itoa(c.OOMScoreAdj)), 0); err != nil {
+		return fmt.Errorf("set oom score: %w", err)
+	}
+	return nil
+}
+
+// abort ends a child that could not be settled and collects it. Its pid is safe to use: nobody else collects it.
+func (h *Host) abort(pid int) {
+	_ = unix.Kill(-pid, unix.SIGKILL)
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	h.disown(pid)
+}
+
+func startError(c Command, err error) error {
+	why := reason.WorkerStartFailed
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		why = reason.DiskFull
+	}
+	return reason.New(why, "start engine "+c.Executable, reason.Cause(err), reason.Meta("executable", c.Executable))
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package process
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+)
+
+// Member is one living process of a tree, as it was when looked at.
+type Member struct {
+	PID, PPID, PGID, SID int
+	StartTicks           uint64
+	State                byte // R, S, D, T ... as in proc(5).
+	Comm                 string
+}
+
+func (m Member) String() string { return fmt.Sprintf("%d %s (%c)", m.PID, m.Comm, m.State) }
+
+// Tree returns the living processes of p's start by pid: its session, its group, their descendants, and every process
+// with its nonce. What was once seen as a member stays one. Zombies are not alive. Empty means that all is gone.
+func (p *Process) Tree() ([]Member, error) {
+	p.mu.Lock()
+	known := maps.Clone(p.known)
+	p.mu.Unlock()
+	members, err := p.host.tree(p.id, known)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pid := range known { // One that is gone never comes back with the same start time.
+		delete(p.known, pid)
+	}
+	for _, m := range members {
+		p.known[m.PID] = m.StartTicks
+	}
+	return members, nil
+}
+
+// Find returns the living processes that carry the nonce, and their descendants. It is how a start whose pid was never
+// recorded is found again (G1).
+func (h *Host) Find(nonce string) ([]Member, error) {
+	return h.tree(Identity{BootID: h.bootID, Nonce: nonce}, nil)
+}
+
+// tree finds the living members of the start that id names. Session and group count only while the root holds its pid,
+// or while a proven member is in them: otherwise the number may have come to mean a stranger.
+func (h *Host) tree(id Identity, known map[int]uint64) ([]Member, error) {
+	if id.BootID != h.bootID {
+		return nil, nil
+	}
+	all, err := snapshot(id.StartTicks)
+	if err != nil {
+		return nil, err
+	}
+	in := map[int]bool{}
+	root, held := all[id.PID]
+	held = held && id.PID != 0 && root.StartTicks == id.StartTicks
+	inSession, inGroup := held, held
+	for pid, s := range all {
+		ticks, seen := known[pid]
+		switch {
+		case pid == h.self || pid == 1:
+		case held && (pid == id.PID || s.SID == id.PID || s.PGID == id.PID), seen && ticks == s.StartTicks:
+			in[pid] = true
+		case !s.dead() && carriesNonce(pid, id.Nonce):
+			in[pid] = true
+		}
+		if in[pid] && id.PID != 0 {
+			inSession = inSession || s.SID == id.PID
+			inGroup = inGroup || s.PGID == id.PID
+		}
+	}
+	for pid, s := range all {
+		if inSession && s.SID == id.PID || inGroup && s.PGID == id.PID {
+			in[pid] = true
+		}
+	}
+	addDescendants(all, in)
+	delete(in, h.self)
+	var members []Member
+	for pid := range in {
+		if !all[pid].dead() {
+			members = append(members, all[pid].Member)
+		}
+	}
+	slices.SortFunc(members, func(a, b Member) int { return a.PID - b.PID })
+	return members, nil
+}
+
+// snapshot reads every process that started at or after the tick; an older one cannot have been started by ours.
+func snapshot(since uint64) (map[int]stat, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	all := make(map[int]stat, len(names))
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		if s, err := readStat(pid); err == nil && s.StartTicks >= since { // An error: it has just gone.
+			all[pid] = s
+		}
+	}
+	return all, nil
+}
+
+// addDescendants adds to in whatever of all has a parent in it, children of children too.
+func addDescendants(all map[int]stat, in map[int]bool) {
+	for grown := true; grown; {
+		grown = false
+		for pid, s := range all {
+			if !in[pid] && in[s.PPID] {
+				in[pid], grown = true, true
+			}
+		}
+	}
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package provision asks the provisioner for prepared engines.
+//
+// A Client has one connection, which comes and goes with the provisioner: a call while it is down fails with
+// PROVISIONER_UNAVAILABLE, the next one may succeed. Nothing is repeated here and nothing is kept. A Client may be used by
+// many goroutines at once.
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
+	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/client"
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+)
+
+// Client asks one provisioner. Make one with New, and Close it.
+type Client struct {
+	target string
+	conn   io.Closer
+	rpc    provisionerv1.ProvisionerServiceClient
+}
+
+// New returns a Client of the provisioner at target, as in `unix:///path`. It does not wait for it to be there.
+func New(target string) (*Client, error) {
+	conn, err := client.Dial(target, client.WithUserAgent("pool-managerd"))
+	if err != nil {
+		return nil, fmt.Errorf("dial the provisioner: %w", err)
+	}
+	return &Client{target: target, conn: conn, rpc: provisionerv1.NewProvisionerServiceClient(conn)}, nil
+}
+
+// Prepare prepares what spec says for the pool, and reports the work on the way. It returns when that is done, has
+// failed with the provisioner's own reason, or ctx has ended, which withdraws the request.
+func (c *Client) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, pool registry.PoolID, report func(*enginev1.Progress)) (*enginev1.PreparedEngine, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.rpc.Prepare(ctx, &provisionerv1.PrepareRequest{Spec: spec, Consumer: &enginev1.Consumer{PoolId: string(pool)}})
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	for {
+		response, err := stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil, reason.New(reason.Internal, "the provisioner ended without a result")
+		case err != nil:
+			return nil, c.explain(ctx, err)
+		}
+		if prepared := response.GetPrepared(); prepared != nil {
+			return prepared, nil
+		}
+		report(response.GetProgress())
+	}
+}
+
+// Prepared returns what was prepared before.
+func (c *Client) Prepared(ctx context.Context, preparedID string) (*enginev1.PreparedEngine, error) {
+	response, err := c.rpc.GetPrepared(ctx, &provisionerv1.GetPreparedRequest{PreparedId: preparedID})
+	if err != nil {
+		return nil, c.explain(ctx, err)
+	}
+	return response.GetPrepared(), nil
+}
+
+// Close gives up the connection. Calls under way fail.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// explain makes an error of the connection one of the provisioner being away. The provisioner's own errors stay.
+func (c *Client) explain(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if reason.Of(err) != reason.Unspecified || status.Code(err) != codes.Unavailable {
+		return err
+	}
+	return reason.New(reason.ProvisionerUnavailable, fmt.Sprintf("the provisioner at %s cannot be reached", c.target),
+		reason.Cause(err), reason.Meta("target", c.target),
+		reason.Remedy("start engine-provisioner, or give its address with --provisioner"))
+}
