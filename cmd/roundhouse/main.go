@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"os"
 
 	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/command"
@@ -11,4 +12,4 @@ import (
 
 var version = "unknown" // set by the linker
 
-func main() { os.Exit(command.Main(os.Args[1:], command.System(version))) }
+func main() { os.Exit(command.Main(context.Background(), os.Args[1:], command.System(version))) }

@@ -124,6 +124,7 @@ func WaitReady(ctx context.Context, conn *grpc.ClientConn) error {
 			return errors.New("wait for connection: it is closed")
 		case connectivity.Idle:
 			conn.Connect()
+		case connectivity.Connecting, connectivity.TransientFailure:
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return fmt.Errorf("wait for connection: %w", context.Cause(ctx))

@@ -79,7 +79,8 @@ func Watch(ctx context.Context, pools poolv1.PoolManagerServiceClient, poolIDs [
 		if err := fn(Event{Kind: KindInterrupted, Err: err}); err != nil {
 			return err
 		}
-		if err := sleep(ctx, delay/2+rand.N(delay/2)); err != nil {
+		jitter := rand.N(delay / 2) //nolint:gosec // it spreads clients out, nothing depends on it
+		if err := sleep(ctx, delay/2+jitter); err != nil {
 			return err
 		}
 		delay = min(2*delay, maxDelay)

@@ -182,12 +182,12 @@ func TestStatusHidesCredentialsInAddresses(t *testing.T) {
 
 func TestStatusIsAlwaysFitForTheWire(t *testing.T) {
 	t.Parallel()
-	opts := []reason.Option{reason.Remedy(strings.Repeat("é", 5000)), reason.Meta("line", "\xff\xfe")}
+	opts := []reason.Option{reason.Remedy(strings.Repeat("é", 5000)), reason.Meta("a", "\xff\xfe")}
 	for i := range 100 {
 		opts = append(opts, reason.Violation(fmt.Sprintf("f%d", i), strings.Repeat("x", 5000)),
 			reason.Meta(fmt.Sprintf("k%d", i), strings.Repeat("v", 5000)))
 	}
-	s := reason.Status(reason.New(reason.InvalidParams, strings.Repeat("é", 5000), opts...))
+	s := reason.Status(reason.New(reason.InvalidParams, "\xff"+strings.Repeat("é", 5000), opts...))
 	raw, err := proto.Marshal(s.Proto())
 	if err != nil {
 		t.Fatalf("marshal: %v", err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,10 +50,7 @@ func TestRequestID(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			var header metadata.MD
-			ctx := t.Context()
-			for _, id := range tt.given {
-				ctx = metadata.AppendToOutgoingContext(ctx, "x-request-id", id)
-			}
+			ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"x-request-id": tt.given})
 			if _, err := client.GetPool(ctx, &poolv1.GetPoolRequest{PoolId: "p"}, grpc.Header(&header)); err != nil {
 				t.Fatal(err)
 			}
@@ -101,6 +99,49 @@ func TestHandlerErrorsAreTyped(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A stream tells its id with its first message; a call that fails tells it at the end and sends no header before, for
+// clients repeat only calls without one.
+func TestRequestIDOfStreamsAndFailures(t *testing.T) {
+	t.Parallel()
+	r := serve(t, serverkit.Config{}, &pools{
+		get: func(context.Context, *poolv1.GetPoolRequest) (*poolv1.GetPoolResponse, error) {
+			return nil, reason.New(reason.ShuttingDown, "no")
+		},
+		watch: func(r *poolv1.WatchRequest, s grpc.ServerStreamingServer[poolv1.WatchResponse]) error {
+			if r.GetResumeToken() == "fail" {
+				return reason.New(reason.ShuttingDown, "no")
+			}
+			return s.Send(&poolv1.WatchResponse{})
+		},
+	})
+	client := r.client(t)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-request-id", "id-1")
+	watch := func(token string) (header, trailer metadata.MD) {
+		stream, err := client.Watch(ctx, &poolv1.WatchRequest{ResumeToken: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = stream.Recv()
+		_, _ = stream.Recv()
+		if header, err = stream.Header(); err != nil {
+			t.Fatal(err)
+		}
+		return header, stream.Trailer()
+	}
+	if header, _ := watch(""); !cmp.Equal(header.Get("x-request-id"), []string{"id-1"}) {
+		t.Errorf("header of a stream = %v", header)
+	}
+	header, trailer := watch("fail")
+	if len(header) != 0 || !cmp.Equal(trailer.Get("x-request-id"), []string{"id-1"}) {
+		t.Errorf("a failed stream has header %v, trailer %v", header, trailer)
+	}
+	header, trailer = nil, nil
+	_, _ = client.GetPool(ctx, &poolv1.GetPoolRequest{PoolId: "p"}, grpc.Header(&header), grpc.Trailer(&trailer))
+	if len(header) != 0 || !cmp.Equal(trailer.Get("x-request-id"), []string{"id-1"}) {
+		t.Errorf("a failed call has header %v, trailer %v", header, trailer)
 	}
 }
 
@@ -226,8 +267,10 @@ func TestHealthAndReflection(t *testing.T) {
 					t.Errorf("health of %q = %v, %v", service, got, err)
 				}
 			}
-			want := append(tt.extra, "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection",
-				"grpc.reflection.v1alpha.ServerReflection", "roundhouse.pool.v1.PoolManagerService")
+			want := slices.Concat(tt.extra, []string{
+				"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection",
+				"roundhouse.pool.v1.PoolManagerService",
+			})
 			if diff := cmp.Diff(want, services(t, conn)); diff != "" {
 				t.Errorf("services (-want +got):\n%s", diff)
 			}

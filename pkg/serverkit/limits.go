@@ -27,6 +27,8 @@ const (
 	maxIdle = 15 * time.Minute
 	// defaultStopGrace ends before service managers lose patience, which is 90 s at systemd and 10 s at containers.
 	defaultStopGrace = 10 * time.Second
+	// quietGrace is how long a health watcher has to hear NOT_SERVING before its stream ends, which nothing else waits for.
+	quietGrace = 250 * time.Millisecond
 	// cutGrace is what a handler may take to return after its context has ended.
 	cutGrace = time.Second
 	// maxRequestIDBytes is the longest request id that is taken from a caller.

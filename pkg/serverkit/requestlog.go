@@ -4,6 +4,7 @@ package serverkit
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,7 +67,9 @@ func (l *requestLine) PostCall(err error, duration time.Duration) {
 	if line == nil {
 		return
 	}
-	fields := append(l.fields, zap.String("method", l.method), zap.Stringer("code", code), zap.Duration("duration", duration))
+	fields := slices.Concat(l.fields, []zap.Field{
+		zap.String("method", l.method), zap.Stringer("code", code), zap.Duration("duration", duration),
+	})
 	if err != nil {
 		failure := reason.FromStatus(err)
 		fields = append(fields, zap.String("reason", strings.TrimPrefix(failure.Reason.String(), "REASON_")),

@@ -65,6 +65,7 @@ func (r *running) wait(t *testing.T) error {
 
 // socketListen is a new socket.
 func socketListen(t *testing.T) serverkit.Listen {
+	t.Helper()
 	return parse(t, "unix://"+filepath.Join(testkit.ShortDir(t), "s.sock"))
 }
 

@@ -123,7 +123,9 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop(nil)
 	cut, cutOff := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cutOff(nil)
-	server, health := s.newGRPC(&lifetime{stopping: stopping, cut: cut})
+	quiet, quieten := context.WithCancelCause(cut)
+	defer quieten(nil)
+	server, health := s.newGRPC(&lifetime{stopping: stopping, quiet: quiet, cut: cut})
 
 	var serving sync.WaitGroup
 	for i, listener := range listeners {
@@ -137,7 +139,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.log.Info("listening", zap.Strings("addresses", s.addresses))
 	<-stopping.Done()
 	health.Shutdown()
-	s.end(server, cutOff)
+	s.end(server, quieten, cutOff)
 	serving.Wait()
 	if ctx.Err() != nil {
 		return nil
@@ -163,7 +165,10 @@ func (s *Server) listen(ctx context.Context) ([]net.Listener, error) {
 }
 
 // end stops the server within stopGrace and cutGrace.
-func (s *Server) end(server *grpc.Server, cutOff context.CancelCauseFunc) {
+func (s *Server) end(server *grpc.Server, quieten, cutOff context.CancelCauseFunc) {
+	goingAway := reason.New(reason.ShuttingDown, "the service is shutting down", reason.Remedy("repeat the call in a moment"))
+	watchers := time.AfterFunc(min(quietGrace, s.stopGrace), func() { quieten(goingAway) })
+	defer watchers.Stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -177,7 +182,7 @@ func (s *Server) end(server *grpc.Server, cutOff context.CancelCauseFunc) {
 	case <-grace.C:
 	}
 	s.log.Warn("calls in flight are cancelled", zap.Duration("grace", s.stopGrace))
-	cutOff(reason.New(reason.ShuttingDown, "the service is shutting down", reason.Remedy("repeat the call in a moment")))
+	cutOff(goingAway)
 	last := time.NewTimer(cutGrace)
 	defer last.Stop()
 	select {

@@ -155,7 +155,7 @@ func TestStopCutsWhatGoesOn(t *testing.T) {
 	}
 }
 
-func TestStopDoesNotWaitForHealthWatchers(t *testing.T) {
+func TestStopTellsHealthWatchersAndDoesNotWaitForThem(t *testing.T) {
 	t.Parallel()
 	r := serve(t, serverkit.Config{StopGrace: time.Hour}, &pools{})
 	stream, err := healthv1.NewHealthClient(dial(t, r.Addresses()[0])).Watch(t.Context(), &healthv1.HealthCheckRequest{})
@@ -164,6 +164,13 @@ func TestStopDoesNotWaitForHealthWatchers(t *testing.T) {
 	}
 	if got, err := stream.Recv(); err != nil || got.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 		t.Fatalf("health = %v, %v", got, err)
+	}
+	r.stop()
+	if got, err := stream.Recv(); err != nil || got.GetStatus() != healthv1.HealthCheckResponse_NOT_SERVING {
+		t.Errorf("health of a server that stops = %v, %v; want NOT_SERVING", got, err)
+	}
+	if _, err := stream.Recv(); err == nil {
+		t.Error("the stream goes on")
 	}
 	if err := r.wait(t); err != nil {
 		t.Errorf("Run: %v", err)
@@ -192,7 +199,7 @@ func TestStopAbandonsADeafHandler(t *testing.T) {
 	}
 }
 
-// It looks at the whole process, so it runs alone.
+//nolint:paralleltest // the leak check looks at the whole process
 func TestStopLeavesNothing(t *testing.T) {
 	testkit.LeakCheck(t)
 	socket := socketListen(t)

@@ -56,8 +56,12 @@ func openSocket(ctx context.Context, path string) (_ net.Listener, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &socketListener{UnixListener: listener.(*net.UnixListener), path: path}
-	l.SetUnlinkOnClose(false)
+	socket, ok := listener.(*net.UnixListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("listener is a %T", listener), listener.Close())
+	}
+	socket.SetUnlinkOnClose(false)
+	l := &socketListener{UnixListener: socket, path: path}
 	l.close = sync.OnceValue(l.closeAndRemove)
 	if l.made, err = os.Lstat(path); err != nil {
 		return nil, errors.Join(err, l.UnixListener.Close())
@@ -93,7 +97,7 @@ func removeStale(ctx context.Context, path string) error {
 	dialer := net.Dialer{Timeout: probeTimeout}
 	conn, err := dialer.DialContext(ctx, "unix", path)
 	if err == nil {
-		return errors.Join(socketInUse(path, nil), conn.Close())
+		_ = conn.Close()
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		return socketInUse(path, err)

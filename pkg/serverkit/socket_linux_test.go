@@ -4,13 +4,16 @@ package serverkit
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
@@ -29,7 +32,7 @@ func leaveStale(t *testing.T, path string) {
 	}
 }
 
-// The umask belongs to the process, so this test runs alone.
+//nolint:paralleltest // the umask belongs to the process
 func TestSocketIsPrivateWhateverTheUmask(t *testing.T) {
 	before := syscall.Umask(0)
 	defer syscall.Umask(before)
@@ -70,6 +73,7 @@ func TestOpenSocketRefuses(t *testing.T) {
 		want  reason.Reason
 	}{
 		{"a live socket", func(t *testing.T, path string) {
+			t.Helper()
 			listener, err := openSocket(t.Context(), path)
 			if err != nil {
 				t.Fatal(err)
@@ -77,16 +81,19 @@ func TestOpenSocketRefuses(t *testing.T) {
 			t.Cleanup(func() { _ = listener.Close() })
 		}, reason.PortInUse},
 		{"a file", func(t *testing.T, path string) {
+			t.Helper()
 			if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}, reason.InvalidParams},
 		{"a folder", func(t *testing.T, path string) {
+			t.Helper()
 			if err := os.Mkdir(path, 0o700); err != nil {
 				t.Fatal(err)
 			}
 		}, reason.InvalidParams},
 		{"a link to a file", func(t *testing.T, path string) {
+			t.Helper()
 			if err := os.Symlink("/etc/passwd", path); err != nil {
 				t.Fatal(err)
 			}
@@ -128,7 +135,7 @@ func TestOneOfManyWinsADeadSocket(t *testing.T) {
 	for i, err := range errs {
 		if err == nil {
 			winners++
-			defer listeners[i].Close()
+			t.Cleanup(func() { _ = listeners[i].Close() })
 		} else if reason.Of(err) != reason.PortInUse {
 			t.Errorf("a loser got %v, want PORT_IN_USE", err)
 		}
@@ -136,6 +143,54 @@ func TestOneOfManyWinsADeadSocket(t *testing.T) {
 	if winners != 1 {
 		t.Errorf("%d of %d got the socket, want 1", winners, racers)
 	}
+}
+
+// The folder's lock is what makes the race above come out right every time, so it is looked at by itself.
+func TestOpenAndCloseWaitForTheFolder(t *testing.T) {
+	t.Parallel()
+	folder := testkit.ShortDir(t)
+	info, err := os.Stat(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		t.Fatalf("no inode in %T", info.Sys())
+	}
+	waiting := func() (bool, string) {
+		locks, err := os.ReadFile("/proc/locks")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(locks)) {
+			if strings.Contains(line, "-> FLOCK") && strings.Contains(line, fmt.Sprintf(":%d ", stat.Ino)) {
+				return true, ""
+			}
+		}
+		return false, "no waiter in /proc/locks"
+	}
+	whileLocked := func(what string, do func() error) {
+		t.Helper()
+		unlock, err := lockFolder(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- do() }()
+		testkit.Eventually(t, 20*time.Second, what+" waits for the lock", waiting)
+		if err := unlock(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	var listener net.Listener
+	whileLocked("open", func() (err error) {
+		listener, err = openSocket(t.Context(), filepath.Join(folder, "s.sock"))
+		return err
+	})
+	whileLocked("close", func() error { return listener.Close() })
 }
 
 func TestCloseRemovesOnlyItsOwnSocket(t *testing.T) {

@@ -32,9 +32,12 @@ func newChecks(services recorder) (*checks, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find descriptor of %s: %w", service.desc.ServiceName, err)
 		}
-		methods := desc.(protoreflect.ServiceDescriptor).Methods()
-		for i := range methods.Len() {
-			requests = append(requests, methods.Get(i).Input())
+		contract, ok := desc.(protoreflect.ServiceDescriptor)
+		if !ok {
+			return nil, fmt.Errorf("find descriptor of %s: it is no service", service.desc.ServiceName)
+		}
+		for i := range contract.Methods().Len() {
+			requests = append(requests, contract.Methods().Get(i).Input())
 		}
 	}
 	validator, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...))
@@ -72,7 +75,7 @@ func violations(message proto.Message, invalid *protovalidate.ValidationError) e
 	if field := invalid.Violations[0].FieldDescriptor; field != nil {
 		owner = field.Parent().FullName()
 	}
-	options := []reason.Option{reason.Remedy(fmt.Sprintf("the rules are in the description of %s", owner))}
+	options := []reason.Option{reason.Remedy(fmt.Sprintf("give what the rules of %s allow", owner))}
 	if len(invalid.Violations) == 1 {
 		v := invalid.Violations[0].Proto
 		return reason.New(reason.InvalidParams, v.GetMessage(),

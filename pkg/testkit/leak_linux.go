@@ -18,11 +18,16 @@ const leakPatience = 5 * time.Second
 
 // LeakCheck fails the test if, when its other clean-ups are done, goroutines run or files are open that were not there at
 // the call. Call it first. It sees the whole process, so it is not for tests that run in parallel with others.
-func LeakCheck(t testing.TB) {
-	t.Helper()
+func LeakCheck(tb testing.TB) {
+	tb.Helper()
+	leakCheck(tb, leakPatience)
+}
+
+func leakCheck(tb testing.TB, patience time.Duration) {
+	tb.Helper()
 	goroutinesBefore, filesBefore := goroutines(), openFiles()
-	t.Cleanup(func() {
-		Eventually(t, leakPatience, "everything that the test has started or opened is gone", func() (bool, string) {
+	tb.Cleanup(func() {
+		Eventually(tb, patience, "everything that the test has started or opened is gone", func() (bool, string) {
 			var left []string
 			for id, stack := range goroutines() {
 				if _, known := goroutinesBefore[id]; !known {

@@ -19,15 +19,15 @@ type LogCapture struct {
 }
 
 // NewLogCapture makes an empty capture. If the test fails, its lines are printed with the test's output.
-func NewLogCapture(t testing.TB) *LogCapture {
-	t.Helper()
+func NewLogCapture(tb testing.TB) *LogCapture {
+	tb.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
-	t.Cleanup(func() {
-		if !t.Failed() {
+	tb.Cleanup(func() {
+		if !tb.Failed() {
 			return
 		}
 		for _, line := range logs.All() {
-			t.Logf("log: %s %s %v", line.Level, line.Message, line.ContextMap())
+			tb.Logf("log: %s %s %v", line.Level, line.Message, line.ContextMap())
 		}
 	})
 	return &LogCapture{Logger: zap.New(core), logs: logs}

@@ -18,8 +18,8 @@ const pollEvery = 2 * time.Millisecond
 
 // Eventually waits until condition is true and fails the test if that takes longer than within. The text that condition
 // returns says how things stand; the last one is in the failure.
-func Eventually(t testing.TB, within time.Duration, what string, condition func() (bool, string)) {
-	t.Helper()
+func Eventually(tb testing.TB, within time.Duration, what string, condition func() (bool, string)) {
+	tb.Helper()
 	deadline := time.NewTimer(within)
 	defer deadline.Stop()
 	ticker := time.NewTicker(pollEvery)
@@ -32,17 +32,17 @@ func Eventually(t testing.TB, within time.Duration, what string, condition func(
 		select {
 		case <-ticker.C:
 		case <-deadline.C:
-			t.Fatalf("not within %v: %s: %s", within, what, state)
+			tb.Fatalf("not within %v: %s: %s", within, what, state)
 		}
 	}
 }
 
 // RepoRoot is the folder of the repository that the test runs in.
-func RepoRoot(t testing.TB) string {
-	t.Helper()
+func RepoRoot(tb testing.TB) string {
+	tb.Helper()
 	dir, err := os.Getwd()
 	if err != nil {
-		t.Fatalf("find repository: %v", err)
+		tb.Fatalf("find repository: %v", err)
 	}
 	for {
 		if _, err := os.Stat(filepath.Join(dir, "go.work")); err == nil {
@@ -50,7 +50,7 @@ func RepoRoot(t testing.TB) string {
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			t.Fatal("find repository: no folder above has a go.work")
+			tb.Fatal("find repository: no folder above has a go.work")
 		}
 		dir = parent
 	}
@@ -58,15 +58,15 @@ func RepoRoot(t testing.TB) string {
 
 // ShortDir is an empty folder for sockets, whose paths may have 107 bytes only, which a folder named after the test often
 // exceeds. It goes when the test ends.
-func ShortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "rh")
+func ShortDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "rh") //nolint:usetesting // the test's own folder has a long path
 	if err != nil {
-		t.Fatalf("make folder for sockets: %v", err)
+		tb.Fatalf("make folder for sockets: %v", err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("remove folder for sockets: %v", err)
+			tb.Errorf("remove folder for sockets: %v", err)
 		}
 	})
 	return dir

@@ -49,14 +49,14 @@ func System(version string) Env {
 }
 
 // Main runs the command that args name and answers with its exit code.
-func Main(args []string, env Env) int {
+func Main(ctx context.Context, args []string, env Env) int {
 	a := &app{Env: env, output: render.Text}
-	root := newRoot(a)
+	root := newRoot(a) //nolint:contextcheck // a command gets its context when it runs
 	root.SetArgs(args)
 	root.SetIn(env.Stdin)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
-	err := root.ExecuteContext(context.Background())
+	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return codeOK
 	}
@@ -96,11 +96,11 @@ Start with "roundhouse demo". Exit codes: "roundhouse help exit-codes".`,
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.provisionerTarget, "provisioner", a.target(provisionerService()),
-		"address of the provisioner: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_PROVISIONER]")
+		"`ADDRESS` of the provisioner: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_PROVISIONER]")
 	flags.StringVar(&a.poolManagerTarget, "pool-manager", a.target(poolManagerService()),
-		"address of the pool manager: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_POOL_MANAGER]")
+		"`ADDRESS` of the pool manager: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_POOL_MANAGER]")
 	flags.VarP(&a.output, "output", "o", "how to answer: text or json")
-	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this long, such as 30s (0: never)")
+	flags.DurationVar(&a.timeout, "timeout", 0, "give up after `TIME`, such as 30s (0: never)")
 	root.AddGroup(&cobra.Group{ID: groupEngines, Title: "Engines and models:"},
 		&cobra.Group{ID: groupPools, Title: "Pools:"})
 	root.AddCommand(

@@ -3,11 +3,14 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/client"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/pkg/wire"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 )
@@ -38,7 +42,7 @@ func (a *app) target(s service) string {
 	if target := a.Getenv(s.variable); target != "" {
 		return target
 	}
-	return "unix://" + filepath.Join(socketDir(os.Getuid(), a.Getenv("XDG_RUNTIME_DIR")), s.program+".sock")
+	return "unix://" + filepath.Join(socketDir(os.Geteuid(), a.Getenv("XDG_RUNTIME_DIR")), s.program+".sock")
 }
 
 // socketDir is the folder of the daemons' default sockets.
@@ -46,7 +50,7 @@ func socketDir(uid int, runtimeDir string) string {
 	switch {
 	case uid == 0:
 		return "/run/roundhouse"
-	case runtimeDir != "":
+	case filepath.IsAbs(runtimeDir):
 		return filepath.Join(runtimeDir, "roundhouse")
 	default:
 		return "/tmp/roundhouse-" + strconv.Itoa(uid)
@@ -66,33 +70,51 @@ func (a *app) dial(s service, target string) (*grpc.ClientConn, error) {
 }
 
 // withProvisioner runs body with a client of the provisioner.
-func (a *app) withProvisioner(body func(provisionerv1.ProvisionerServiceClient) error) error {
+func (a *app) withProvisioner(ctx context.Context, body func(provisionerv1.ProvisionerServiceClient) error) error {
 	conn, err := a.dial(provisionerService(), a.provisionerTarget)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // nothing is in flight
-	return reached(provisionerService(), a.provisionerTarget, body(provisionerv1.NewProvisionerServiceClient(conn)))
+	return reached(ctx, provisionerService(), a.provisionerTarget, body(provisionerv1.NewProvisionerServiceClient(conn)))
 }
 
 // withPools runs body with a client of the pool manager.
-func (a *app) withPools(body func(poolv1.PoolManagerServiceClient) error) error {
+func (a *app) withPools(ctx context.Context, body func(poolv1.PoolManagerServiceClient) error) error {
 	conn, err := a.dial(poolManagerService(), a.poolManagerTarget)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // nothing is in flight
-	return reached(poolManagerService(), a.poolManagerTarget, body(poolv1.NewPoolManagerServiceClient(conn)))
+	return reached(ctx, poolManagerService(), a.poolManagerTarget, body(poolv1.NewPoolManagerServiceClient(conn)))
 }
 
 // reached names the service and its address if the call did not come through.
-func reached(s service, target string, err error) error {
+func reached(ctx context.Context, s service, target string, err error) error {
 	if err == nil || reason.Of(err) != reason.Unspecified || status.Code(err) != codes.Unavailable {
 		return err
 	}
 	return &exitError{codeUnavailable, "UNAVAILABLE", reason.New(reason.ProvisionerUnavailable,
-		"cannot reach the "+s.name+" at "+target,
-		reason.Remedy("start "+s.program+", or give its address with "+s.flag+" or $"+s.variable), reason.Cause(err))}
+		"cannot reach the "+s.name+" at "+target, reason.Cause(knock(ctx, target, err)),
+		reason.Remedy("start "+s.program+", or give its address with "+s.flag+" or $"+s.variable))}
+}
+
+// knockTimeout is long for a socket on the same machine.
+const knockTimeout = time.Second
+
+// knock finds out in few words why nobody answers at target; err says it in many.
+func knock(ctx context.Context, target string, err error) error {
+	address, parseErr := wire.ParseAddress("target", target)
+	if parseErr != nil {
+		return err
+	}
+	dialer := net.Dialer{Timeout: knockTimeout}
+	conn, dialErr := dialer.DialContext(ctx, string(address.Network), address.Name)
+	if dialErr != nil {
+		return errors.Unwrap(dialErr) // without the address, which is told already
+	}
+	_ = conn.Close() // somebody answers after all
+	return err
 }
 
 // each hands every message of a stream to body, until the stream's end or an error of either.

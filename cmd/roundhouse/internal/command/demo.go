@@ -29,8 +29,8 @@ Ctrl-C at any time clears up as well; the second one kills what is left at once.
 		Example: "  roundhouse demo\n  roundhouse demo --engine source",
 		Args:    cobra.NoArgs,
 	}
-	command.Flags().StringVar(&config.Engine, "engine", "quick", "which engine: quick or source (`NAME`)")
-	command.Flags().StringVar(&config.CacheDir, "cache", "", "the provisioner's store (`DIR`; empty: roundhouse/store in the user's cache folder)")
+	command.Flags().StringVar(&config.Engine, "engine", "quick", "show the engine `NAME`: quick or source")
+	command.Flags().StringVar(&config.CacheDir, "cache", "", "keep the store in `DIR` (empty: roundhouse/store in the user's cache folder)")
 	command.Flags().BoolVar(&config.KeepFiles, "keep", false, "keep the folder with the logs and the state of both services")
 	command.RunE = a.runs(func(ctx context.Context, _ []string) error {
 		prepared, err := a.demoConfig(config)

@@ -34,7 +34,7 @@ func newDrain(a *app) *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completePools(1),
 	}
-	command.Flags().DurationVar(&flags.deadline, "deadline", 0, "how long to wait for requests in flight (not given: the manager's 30s; 0: not at all)")
+	command.Flags().DurationVar(&flags.deadline, "deadline", 0, "wait for `TIME` for requests in flight (not given: the manager's 30s; 0: not at all)")
 	command.Flags().BoolVar(&flags.giveUp, "give-up", false, "at the deadline leave the engines running, instead of cutting what is left")
 	command.RunE = a.runs(func(ctx context.Context, args []string) error {
 		request := &poolv1.DrainRequest{PoolId: args[0]}
@@ -46,7 +46,7 @@ func newDrain(a *app) *cobra.Command {
 		}
 		ctx, cancel := a.untilInterrupted(ctx)
 		defer cancel()
-		err := a.withPools(func(pools poolv1.PoolManagerServiceClient) error { return a.drain(ctx, pools, request) })
+		err := a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error { return a.drain(ctx, pools, request) })
 		if err != nil && ctx.Err() != nil {
 			a.note("the drain of " + args[0] + " goes on")
 		}
@@ -117,7 +117,7 @@ func newLogs(a *app) *cobra.Command {
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completePools(1),
 	}
-	command.Flags().Uint32Var(&flags.replica, "replica", 0, "which replica, by index")
+	command.Flags().Uint32Var(&flags.replica, "replica", 0, "show replica `INDEX`")
 	command.Flags().BoolVarP(&flags.follow, "follow", "f", false, "go on with what comes")
 	command.Flags().Uint32Var(&flags.tail, "tail", 0, "begin with the last so many `LINES` (not given: with the oldest that are kept)")
 	command.RunE = a.runs(func(ctx context.Context, args []string) error {
@@ -127,7 +127,7 @@ func newLogs(a *app) *cobra.Command {
 		}
 		ctx, cancel := a.untilInterrupted(ctx)
 		defer cancel()
-		err := a.withPools(func(pools poolv1.PoolManagerServiceClient) error { return a.logs(ctx, pools, request) })
+		err := a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error { return a.logs(ctx, pools, request) })
 		if errors.Is(context.Cause(ctx), errInterrupted) {
 			return nil // the way to leave
 		}

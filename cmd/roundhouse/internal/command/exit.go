@@ -31,17 +31,19 @@ const (
 )
 
 // exitCodes says what each code means, by code.
-var exitCodes = [...]string{
-	codeOK:          "done",
-	codeFailed:      "the work failed: a build, a start, a stop, or a defect",
-	codeUsage:       "the command line or the request is wrong",
-	codeNotFound:    "no such pool, prepared engine, engine or model",
-	codeUnavailable: "a service or a remote file cannot be reached; trying again may help",
-	codeRefused:     "refused in the present state: the pool exists, is busy, draining or not ready, or the port is taken",
-	codeTimedOut:    "not done in time: --timeout, a start's limit, or a drain that gave up at its deadline",
-	codeCancelled:   "cancelled or interrupted",
-	codeUntrusted:   "a file is not what was asked for, or is not allowed",
-	codeLacking:     "the machine lacks a tool, space or room",
+func exitCodes() []string {
+	return []string{
+		codeOK:          "done",
+		codeFailed:      "the work failed: a build, a start, a stop, or a defect",
+		codeUsage:       "the command line or the request is wrong",
+		codeNotFound:    "no such pool, prepared engine, engine or model",
+		codeUnavailable: "a service or a remote file cannot be reached; trying again may help",
+		codeRefused:     "refused in the present state: the pool exists, is busy, draining or not ready, or the port is taken",
+		codeTimedOut:    "not done in time: --timeout, a start's limit, or a drain that gave up at its deadline",
+		codeCancelled:   "cancelled or interrupted",
+		codeUntrusted:   "a file is not what was asked for, or is not allowed",
+		codeLacking:     "the machine lacks a tool, space or room",
+	}
 }
 
 // codeOf is the exit code of each reason.
@@ -148,7 +150,7 @@ func newExitCodes() *cobra.Command {
 func exitCodesHelp() string {
 	var text strings.Builder
 	text.WriteString("roundhouse ends with one of these codes:\n\n")
-	for code, meaning := range exitCodes {
+	for code, meaning := range exitCodes() {
 		fmt.Fprintf(&text, "  %d  %s\n", code, meaning)
 		var reasons []string
 		for r := reason.Unspecified + 1; ; r++ {

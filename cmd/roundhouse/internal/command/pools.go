@@ -25,7 +25,7 @@ func newPools(a *app) *cobra.Command {
 		RunE: a.runs(func(ctx context.Context, args []string) error {
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			return a.explained(ctx, a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+			return a.explained(ctx, a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
 				if len(args) == 1 {
 					return a.showPool(ctx, pools, args[0])
 				}
@@ -80,7 +80,7 @@ func (a *app) completePools(most int) cobra.CompletionFunc {
 		ctx, cancel := context.WithTimeout(command.Context(), completionTimeout)
 		defer cancel()
 		var names []cobra.Completion
-		_ = a.withPools(func(pools poolv1.PoolManagerServiceClient) error { // no names is no completion
+		_ = a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error { // no names is no completion
 			all, err := allPools(ctx, pools)
 			for _, pool := range all {
 				names = append(names, cobra.CompletionWithDesc(pool.GetPoolId(), render.State(pool.GetState())))
@@ -102,7 +102,7 @@ func newWatch(a *app) *cobra.Command {
 		RunE: a.runs(func(ctx context.Context, args []string) error {
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			err := a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+			err := a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
 				// One call that is not waited for tells a wrong address from a manager that comes back.
 				if _, err := pools.ListPools(ctx, &poolv1.ListPoolsRequest{PageSize: 1}); err != nil {
 					return err
@@ -145,7 +145,7 @@ func newDelete(a *app) *cobra.Command {
 		RunE: a.runs(func(ctx context.Context, args []string) error {
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			return a.explained(ctx, a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+			return a.explained(ctx, a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
 				for _, name := range args {
 					answer, err := pools.DeletePool(ctx, &poolv1.DeletePoolRequest{PoolId: name})
 					if err != nil {
@@ -171,7 +171,7 @@ func newCancel(a *app) *cobra.Command {
 		RunE: a.runs(func(ctx context.Context, args []string) error {
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			return a.explained(ctx, a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+			return a.explained(ctx, a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
 				answer, err := pools.CancelPreload(ctx, &poolv1.CancelPreloadRequest{PoolId: args[0]})
 				if err != nil {
 					return err

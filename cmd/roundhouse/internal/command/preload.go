@@ -38,7 +38,7 @@ leaves: the preload goes on.`,
 		if err != nil {
 			return err
 		}
-		return a.withPools(func(pools poolv1.PoolManagerServiceClient) error {
+		return a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
 			p := &preload{app: a, pools: pools, pool: request.GetSpec().GetPoolId(), detach: detach}
 			return p.run(ctx, request)
 		})
@@ -65,8 +65,10 @@ type received struct {
 
 // run shows the call until its end, or until the person leaves it.
 func (p *preload) run(ctx context.Context, request *poolv1.PreloadRequest) error {
-	call, leave := context.WithCancel(ctx)
-	defer leave()
+	call, hangUp := context.WithCancel(ctx)
+	left := make(chan struct{})
+	defer close(left)
+	defer hangUp()
 	stream, err := p.pools.Preload(call, request)
 	if err != nil {
 		return err
@@ -76,7 +78,7 @@ func (p *preload) run(ctx context.Context, request *poolv1.PreloadRequest) error
 		out = io.Discard
 	}
 	p.progress = render.NewProgress(render.ProgressConfig{Out: out, Style: style(out)})
-	err = p.follow(ctx, receive(call, stream))
+	err = p.follow(ctx, receive(stream, left))
 	p.progress.Close()
 	if err != nil || p.result == nil || p.output == render.JSON {
 		return err
@@ -84,15 +86,15 @@ func (p *preload) run(ctx context.Context, request *poolv1.PreloadRequest) error
 	return render.Pool(p.Stdout, p.result)
 }
 
-// receive hands out what the stream gives until its end; ctx ends it early.
-func receive(ctx context.Context, stream grpc.ServerStreamingClient[poolv1.PreloadResponse]) <-chan received {
+// receive hands out what the stream gives, its end included, until nobody takes it any more because all have left.
+func receive(stream grpc.ServerStreamingClient[poolv1.PreloadResponse], left <-chan struct{}) <-chan received {
 	events := make(chan received)
-	go func() { // ended by the stream's end or by ctx, which the caller cancels
+	go func() { // ended by the stream's end and the taking of it, or by left
 		for {
 			message, err := stream.Recv()
 			select {
 			case events <- received{message, err}:
-			case <-ctx.Done():
+			case <-left:
 				return
 			}
 			if err != nil {

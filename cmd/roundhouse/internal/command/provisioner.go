@@ -36,7 +36,7 @@ func newPlan(a *app) *cobra.Command {
 			}
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			return a.explained(ctx, a.withProvisioner(func(provisioner provisionerv1.ProvisionerServiceClient) error {
+			return a.explained(ctx, a.withProvisioner(ctx, func(provisioner provisionerv1.ProvisionerServiceClient) error {
 				plan, err := provisioner.Plan(ctx, &provisionerv1.PlanRequest{Spec: request.GetSpec()})
 				if err != nil {
 					return err
@@ -69,7 +69,7 @@ func newPrepare(a *app) *cobra.Command {
 			}
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			return a.explained(ctx, a.withProvisioner(func(provisioner provisionerv1.ProvisionerServiceClient) error {
+			return a.explained(ctx, a.withProvisioner(ctx, func(provisioner provisionerv1.ProvisionerServiceClient) error {
 				return a.prepare(ctx, provisioner, request)
 			}))
 		}),
@@ -117,7 +117,7 @@ func newPrepared(a *app) *cobra.Command {
 		RunE: a.runs(func(ctx context.Context, _ []string) error {
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			return a.explained(ctx, a.withProvisioner(func(provisioner provisionerv1.ProvisionerServiceClient) error {
+			return a.explained(ctx, a.withProvisioner(ctx, func(provisioner provisionerv1.ProvisionerServiceClient) error {
 				all := &provisionerv1.ListPreparedResponse{}
 				for token := ""; ; {
 					page, err := provisioner.ListPrepared(ctx, &provisionerv1.ListPreparedRequest{PageToken: token})
@@ -149,7 +149,7 @@ func newPreflight(a *app) *cobra.Command {
 		RunE: a.runs(func(ctx context.Context, _ []string) error {
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
-			return a.explained(ctx, a.withProvisioner(func(provisioner provisionerv1.ProvisionerServiceClient) error {
+			return a.explained(ctx, a.withProvisioner(ctx, func(provisioner provisionerv1.ProvisionerServiceClient) error {
 				report, err := provisioner.Preflight(ctx, &provisionerv1.PreflightRequest{})
 				if err != nil {
 					return err

@@ -114,8 +114,8 @@ func killAndWait(pid int) {
 	if err := unix.PidfdSendSignal(handle, unix.SIGKILL, nil, 0); err != nil {
 		return // gone
 	}
-	poll := []unix.PollFd{{Fd: int32(handle), Events: unix.POLLIN}} //nolint:gosec // a file descriptor fits
-	_, _ = unix.Poll(poll, int(time.Second.Milliseconds()))         // the caller looks again
+	poll := []unix.PollFd{{Fd: int32(handle), Events: unix.POLLIN}}
+	_, _ = unix.Poll(poll, int(time.Second.Milliseconds())) // the caller looks again
 }
 
 // reapOrphans takes the exit states of the children that have ended. The daemons were waited for before.

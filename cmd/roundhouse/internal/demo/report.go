@@ -89,7 +89,9 @@ func (r *Report) WriteJSON(w io.Writer) error {
 func (r *Report) table() string {
 	var text strings.Builder
 	columns := tabwriter.NewWriter(&text, 0, 0, 2, ' ', tabwriter.AlignRight)
-	row := func(name, value, meaning string) { _, _ = fmt.Fprintf(columns, "  %s\t%s\t  %s\n", name, value, meaning) }
+	row := func(name, value, meaning string) {
+		_, _ = fmt.Fprintf(columns, "  %s\t%s\t  %s\n", name, value, meaning)
+	}
 	t := r.Timeline
 	row("services", render.Duration(t.Services), "both daemons up and answering")
 	row("prepare", render.Duration(t.Prepare), "engine and model got, verified, put together")

@@ -54,7 +54,7 @@ func (b *bar) said(decor.Statistics) string {
 func newBars(config ProgressConfig) *bars {
 	return &bars{
 		out:       config.Out,
-		container: mpb.New(mpb.WithOutput(config.Out), mpb.WithWidth(barWidth), mpb.WithAutoRefresh()),
+		container: mpb.New(mpb.WithOutput(config.Out), mpb.WithAutoRefresh()),
 		steps:     steps{},
 		drawn:     map[string]*bar{},
 	}
@@ -98,6 +98,7 @@ func (b *bars) draw(step *step) *bar {
 	}
 	drawn := &bar{}
 	drawn.bar = b.container.New(0, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
+		mpb.BarWidth(barWidth),
 		mpb.PrependDecorators(decor.Name(string(name), decor.WCSyncSpaceR)),
 		mpb.AppendDecorators(decor.Any(drawn.said)),
 	)

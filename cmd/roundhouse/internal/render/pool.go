@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"time"
 
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
@@ -18,7 +17,7 @@ func Pools(w io.Writer, pools []*poolv1.Pool) error {
 	for _, pool := range pools {
 		rows = append(rows, []string{
 			pool.GetPoolId(), stateAndPhase(pool), readyCount(pool), engineName(pool), orDash(pool.GetModel().GetId()),
-			orDash(firstEndpoint(pool)), pool.GetUpdated().AsTime().Format(time.RFC3339),
+			orDash(firstEndpoint(pool)), stamp(pool.GetUpdated()),
 		})
 	}
 	return table(w, rows)
@@ -37,8 +36,8 @@ func Pool(w io.Writer, pool *poolv1.Pool) error {
 		[]string{"engine", engineName(pool)},
 		[]string{"model", orDash(pool.GetModel().GetId())},
 		[]string{"prepared", orDash(pool.GetPreparedId())},
-		[]string{"created", pool.GetCreated().AsTime().Format(time.RFC3339)},
-		[]string{"updated", pool.GetUpdated().AsTime().Format(time.RFC3339)},
+		[]string{"created", stamp(pool.GetCreated())},
+		[]string{"updated", stamp(pool.GetUpdated())},
 	)
 	if err := table(w, rows); err != nil {
 		return err

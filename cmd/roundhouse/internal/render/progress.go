@@ -147,6 +147,7 @@ func (s *step) position() string {
 			amount = fmt.Sprintf("%d of %d actions", current, total)
 		}
 		parts = append(parts, amount)
+	default: // the percentage says it all
 	}
 	return strings.Join(parts, "  ")
 }
@@ -158,6 +159,7 @@ func (s *step) outcome() (word, detail string) {
 		return "failed", s.latest.GetError()
 	case enginev1.StepState_STEP_STATE_CANCELLED:
 		return "cancelled", ""
+	default:
 	}
 	if s.latest.GetCached() {
 		return "cached", ""

@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"time"
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
@@ -104,7 +103,7 @@ func PreparedList(w io.Writer, list []*enginev1.PreparedEngine) error {
 			p.GetPreparedId(), p.GetEngine().GetKind(), orDash(p.GetEngine().GetVersion()), mode(p.GetEngine().GetMode()),
 			p.GetModel().GetId(), orDash(p.GetModel().GetQuantization()),
 			strconv.FormatUint(uint64(max(p.GetSpec().GetLaunch().GetSlots(), 1)), 10),
-			p.GetPreparedAt().AsTime().Format(time.RFC3339),
+			stamp(p.GetPreparedAt()),
 		})
 	}
 	return table(w, rows)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
@@ -78,14 +79,12 @@ func optionalDuration(d *durationpb.Duration) string {
 	return Duration(d.AsDuration())
 }
 
-// short is enough of a digest to tell it from others.
-func short(digest string) string {
-	const digits = 12
-	hex := strings.TrimPrefix(digest, "sha256:")
-	if len(hex) > digits {
-		hex = hex[:digits]
+// stamp is a moment, or a dash if there is none.
+func stamp(at *timestamppb.Timestamp) string {
+	if at == nil {
+		return "-"
 	}
-	return hex
+	return at.AsTime().Format(time.RFC3339)
 }
 
 // orDash stands for a text that is empty.

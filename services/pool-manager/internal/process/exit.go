@@ -68,12 +68,14 @@ func (p *Process) Exit() ExitStatus {
 // not collected. It is for a manager that ends while its engines go on. Repeating it does nothing.
 func (p *Process) Release() {
 	p.release()
+	<-p.watched
 	p.fd.close()
 }
 
 // watch waits for the exit of the root, looks at what it leaves, and collects it. In this order the root's pid still
 // names its session, so that no member is missed afterwards.
 func (p *Process) watch(ctx context.Context) {
+	defer close(p.watched)
 	if err := p.fd.wait(ctx); err != nil {
 		return
 	}

@@ -4,6 +4,7 @@ package process
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -13,7 +14,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
+
+// judgement is how long a listener that was found foreign is taken for it without looking again.
+const judgement = 100 * time.Millisecond
 
 // listening is the state of a listening socket in /proc/net/tcp.
 const listening = "0A"
@@ -34,15 +39,12 @@ type Sockets struct {
 // Sockets returns the listening TCP sockets of p's tree and, if port is not 0, those of others on that port. A socket
 // that is opened or closed meanwhile may be missing, or be Foreign once: ask again before acting on it.
 func (p *Process) Sockets(port uint16) (Sockets, error) {
-	table, err := listeners(p.id.PID)
-	if errors.Is(err, fs.ErrNotExist) {
-		table, err = listeners(p.host.self) // The root is gone; engines share our network.
-	}
+	table, err := listeners()
 	if err != nil {
-		return Sockets{}, fmt.Errorf("list listeners: %w", err)
+		return Sockets{}, err
 	}
 	found := attribute(table, []int{p.id.PID})
-	if len(found.Ours) == 0 || port != 0 && slices.ContainsFunc(found.Foreign, onPort(port)) {
+	if doubtful := len(found.Ours) == 0 || slices.ContainsFunc(found.Foreign, onPort(port)); doubtful && !p.judged(found.Foreign) {
 		members, err := p.Tree()
 		if err != nil {
 			return Sockets{}, err
@@ -52,17 +54,35 @@ func (p *Process) Sockets(port uint16) (Sockets, error) {
 			pids[i] = m.PID
 		}
 		found = attribute(table, pids)
+		p.judge(found.Foreign)
 	}
 	found.Foreign = slices.DeleteFunc(found.Foreign, func(l Listener) bool { return !onPort(port)(l) })
 	return found, nil
 }
 
+// judged tells whether all of these were found foreign a moment ago. Looking through the whole tree costs far more than
+// listing sockets, and a socket does not change its owner.
+func (p *Process) judged(listeners []Listener) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Since(p.judgedAt) < judgement && !slices.ContainsFunc(listeners, func(l Listener) bool { return !p.foreign[l.Inode] })
+}
+
+func (p *Process) judge(foreign []Listener) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.foreign, p.judgedAt = make(map[uint64]bool, len(foreign)), time.Now()
+	for _, l := range foreign {
+		p.foreign[l.Inode] = true
+	}
+}
+
 // Holder returns who listens on the port of any address of this machine: the pid and its name. Pid 0 means that nobody
 // does, or that the holder is another user's and cannot be seen.
 func (h *Host) Holder(port uint16) (pid int, comm string, err error) {
-	table, err := listeners(h.self)
+	table, err := listeners()
 	if err != nil {
-		return 0, "", fmt.Errorf("list listeners: %w", err)
+		return 0, "", err
 	}
 	table = slices.DeleteFunc(table, func(l Listener) bool { return !onPort(port)(l) })
 	if len(table) == 0 {
@@ -127,12 +147,27 @@ func socketsOf(pid int) []uint64 {
 	return inodes
 }
 
-// listeners returns every listening TCP socket in the network namespace of a process, by port and address.
-func listeners(pid int) ([]Listener, error) {
+// listeners returns every listening TCP socket of our network namespace, which the engines share, by port and address.
+func listeners() ([]Listener, error) {
+	all, err := askListeners()
+	if errors.Is(err, errNoDiag) { // Sandboxes and small kernels; slower.
+		all, err = readListeners()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list listeners: %w", err)
+	}
+	slices.SortFunc(all, func(a, b Listener) int {
+		return cmp.Or(cmp.Compare(a.Addr.Port(), b.Addr.Port()), a.Addr.Compare(b.Addr))
+	})
+	return all, nil
+}
+
+// readListeners finds the listeners in /proc.
+func readListeners() ([]Listener, error) {
 	var all []Listener
-	for _, name := range []string{"net/tcp", "net/tcp6"} {
-		table, err := readTable(procPath(pid, name))
-		if errors.Is(err, fs.ErrNotExist) && name == "net/tcp6" {
+	for _, path := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		table, err := readTable(path)
+		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(path, "6") {
 			continue // A machine without IPv6.
 		}
 		if err != nil {
@@ -140,13 +175,10 @@ func listeners(pid int) ([]Listener, error) {
 		}
 		all = append(all, table...)
 	}
-	slices.SortFunc(all, func(a, b Listener) int { return a.Addr.Compare(b.Addr) })
-	slices.SortStableFunc(all, func(a, b Listener) int { return int(a.Addr.Port()) - int(b.Addr.Port()) })
 	return all, nil
 }
 
-// readTable reads the listeners at the head of a socket table. The kernel lists them before all connections, so that
-// their number, not that of the connections, decides what this costs.
+// readTable reads the listeners at the head of a socket table; the kernel lists them before all connections.
 func readTable(path string) ([]Listener, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -3,14 +3,18 @@
 package process
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process/processtest"
 )
@@ -102,6 +106,64 @@ func TestHolderOfAFreePort(t *testing.T) {
 	if pid, comm, err := newHost(t).Holder(port); pid != 0 || comm != "" || err != nil {
 		t.Errorf("Holder of a free port: %d %q, %v", pid, comm, err)
 	}
+}
+
+// TestListenersAgree asks both sources for the same sockets.
+func TestListenersAgree(t *testing.T) {
+	t.Parallel()
+	want := []netip.AddrPort{listen(t, "127.0.0.1:0"), listen(t, "[::1]:0"), listen(t, ":0"), listen(t, "0.0.0.0:0")}
+	for _, tt := range []struct {
+		name string
+		list func() ([]Listener, error)
+	}{{"netlink", askListeners}, {"proc", readListeners}, {"either", listeners}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			all, err := tt.list()
+			if err != nil {
+				t.Fatal(err)
+			}
+			inodes := socketsOf(os.Getpid())
+			for _, addr := range want {
+				i := slices.IndexFunc(all, func(l Listener) bool { return l.Addr == addr })
+				if i < 0 || !slices.Contains(inodes, all[i].Inode) {
+					t.Errorf("%v is not listed with an inode of ours: %+v", addr, all)
+				}
+			}
+		})
+	}
+}
+
+func TestParseDiagErrors(t *testing.T) {
+	t.Parallel()
+	message := func(kind uint16, body ...byte) []byte {
+		b := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
+		b = binary.NativeEndian.AppendUint16(b, kind)
+		return append(append(b, make([]byte, 10)...), body...)
+	}
+	code := func(n int32) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(-n)) }
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		want string
+	}{
+		{"no handler", message(unix.NLMSG_ERROR, code(int32(unix.ENOENT))...), errNoDiag.Error()},
+		{"another error", message(unix.NLMSG_ERROR, code(int32(unix.ENOBUFS))...), unix.ENOBUFS.Error()},
+		{"cut error", message(unix.NLMSG_ERROR), "cut error"},
+		{"cut answer", message(diagByFamily, 1, 2, 3), "an answer of 3 bytes"},
+		{"size beyond the end", message(diagByFamily, 1, 2, 3)[:18], "a message of 19 bytes in 18"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if _, _, err := parseDiag(tt.b); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("parseDiag: got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzParseDiag(f *testing.F) {
+	f.Add(make([]byte, 100))
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _, _ = parseDiag(b) })
 }
 
 func TestParseSocket(t *testing.T) {

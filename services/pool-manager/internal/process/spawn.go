@@ -67,11 +67,14 @@ type Process struct {
 	started time.Time
 	release context.CancelFunc
 
-	done chan struct{}
-	exit ExitStatus // written before done is closed.
+	done    chan struct{}
+	watched chan struct{} // closed when the watcher has ended: after done, or by Release.
+	exit    ExitStatus    // written before done is closed.
 
-	mu    sync.Mutex     // mu guards known.
-	known map[int]uint64 // pid -> start ticks of every member ever seen.
+	mu       sync.Mutex      // mu guards what follows.
+	known    map[int]uint64  // pid -> start ticks of the members seen last.
+	foreign  map[uint64]bool // inodes of listeners that the whole tree did not have.
+	judgedAt time.Time       // when foreign was found.
 }
 
 // Spawn starts the command in a session of its own: stdin is empty, output goes to the log file, and the engine
@@ -149,7 +152,7 @@ func (h *Host) settle(c Command, pid, handle int) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{
-		host: h, fd: fd, child: true, done: make(chan struct{}), known: map[int]uint64{},
+		host: h, fd: fd, child: true, done: make(chan struct{}), watched: make(chan struct{}), known: map[int]uint64{},
 		id: Identity{BootID: h.bootID, PID: pid, Executable: c.Executable, Nonce: c.Nonce},
 	}
 	st, err := readStat(pid)

@@ -9,11 +9,16 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // environCap bounds what is read of a foreign environment in bytes. Spawn puts the nonce first, so that it is found
 // well before; the kernel itself allows a few MiB.
 const environCap = 4 << 20
+
+// statBytes is more than a line of /proc/PID/stat can have: 52 numbers and a name.
+const statBytes = 2048
 
 // stat is what /proc/PID/stat tells about one process.
 type stat struct {
@@ -32,11 +37,23 @@ func procPath(pid int, name string) string {
 }
 
 func readStat(pid int) (stat, error) {
-	line, err := os.ReadFile(procPath(pid, "stat"))
+	var buf [statBytes]byte
+	return readStatInto(buf[:], pid)
+}
+
+// readStatInto is readStat with a buffer of the caller, for looks at all processes.
+func readStatInto(buf []byte, pid int) (stat, error) {
+	path := procPath(pid, "stat")
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return stat{}, err
+		return stat{}, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	return parseStat(string(line))
+	defer unix.Close(fd)
+	n, err := unix.Read(fd, buf) // The kernel writes such a line at once.
+	if err != nil {
+		return stat{}, &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	return parseStat(string(buf[:n]))
 }
 
 // parseStat reads one line of /proc/PID/stat. The name in it may hold blanks and parentheses.

@@ -118,7 +118,7 @@ type quarry interface {
 	rootPID() int
 	// killAll reaches by one call what it can; what is left is killed one by one.
 	killAll()
-	// settle has the dead collected, of whom these were seen; it blocks for at most killRound.
+	// settle has the dead collected, of whom these were seen. It is called when none is alive.
 	settle(seen []int)
 }
 
@@ -127,12 +127,7 @@ func (p *Process) rootPID() int { return p.id.PID }
 func (p *Process) killAll() { _ = p.fd.signal(unix.SIGKILL, signalGroup) } // EINVAL before Linux 6.9.
 
 func (p *Process) settle(seen []int) {
-	limit := time.NewTimer(killRound)
-	defer limit.Stop()
-	select {
-	case <-p.done:
-	case <-limit.C:
-	}
+	<-p.watched // The root is dead, so this is near; Exit then tells how it ended.
 	p.host.reap(seen)
 }
 

@@ -103,13 +103,14 @@ func snapshot(since uint64) (map[int]stat, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
-	all := make(map[int]stat, len(names))
+	all := map[int]stat{}
+	buf := make([]byte, statBytes)
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
 		if err != nil {
 			continue
 		}
-		if s, err := readStat(pid); err == nil && s.StartTicks >= since { // An error: it has just gone.
+		if s, err := readStatInto(buf, pid); err == nil && s.StartTicks >= since { // An error: it has just gone.
 			all[pid] = s
 		}
 	}

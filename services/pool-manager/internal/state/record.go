@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
 	"time"
 
@@ -18,6 +17,9 @@ import (
 
 // schema is the version of the record's JSON form. A change that an older manager would misread raises it.
 const schema = 1
+
+// maxPoolID leaves room in a file name for replica, generation and a quarantine's count.
+const maxPoolID = 128
 
 // Phase is how far a replica generation had come when it was recorded.
 type Phase string
@@ -57,12 +59,24 @@ func (r Record) Key() Key { return Key{PoolID: r.PoolID, Replica: r.Replica, Gen
 
 // fileName returns the name of the record's file. A pool id that could leave the directory or hide in it is refused.
 func (k Key) fileName() (string, error) {
-	if !regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`).MatchString(k.PoolID) || k.Replica < 0 {
+	if !isFileName(k.PoolID) || k.Replica < 0 {
 		return "", reason.New(reason.InvalidParams,
-			fmt.Sprintf("pool id %q, replica %d cannot be recorded: a letter or digit and up to 127 of A-Z a-z 0-9 . _ - are allowed", k.PoolID, k.Replica),
+			fmt.Sprintf("pool id %q, replica %d cannot be recorded: a letter or digit and up to 127 of A-Z a-z 0-9 . _ - are allowed",
+				k.PoolID, k.Replica),
 			reason.Field("pool_id"))
 	}
 	return k.PoolID + "-" + strconv.Itoa(k.Replica) + "-g" + strconv.FormatUint(k.Generation, 10) + suffix, nil
+}
+
+// isFileName tells whether an id is short, visible and plain: a letter or digit, then those, dots, dashes, underscores.
+func isFileName(id string) bool {
+	for i, c := range []byte(id) {
+		letter := c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
+		if !letter && (i == 0 || c != '.' && c != '-' && c != '_') {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxPoolID
 }
 
 // envelope is the content of a record's file.

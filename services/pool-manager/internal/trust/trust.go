@@ -16,13 +16,15 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 )
@@ -38,7 +40,9 @@ const (
 
 // Config says what is trusted.
 type Config struct {
-	Roots []string // absolute folders, at least one. Links in them are followed; one that is not there yet trusts nothing.
+	// Roots are absolute folders, at least one. Links in their paths are followed, once. One that is not there yet trusts
+	// nothing until it is.
+	Roots []string
 }
 
 // File is what should be there.
@@ -52,15 +56,16 @@ type File struct {
 type Verifier struct {
 	roots []string
 
-	mu    sync.Mutex // mu guards known.
-	known map[stamp]string
+	mu       sync.Mutex        // mu guards what follows.
+	resolved map[string]string // root -> its path without links, once it was there.
+	known    map[stamp]string  // state of a file -> its sha256.
 }
 
 // stamp tells one state of one file from all others.
 type stamp struct {
 	dev, ino     uint64
 	size         int64
-	mtime, ctime syscall.Timespec
+	mtime, ctime unix.Timespec
 }
 
 // New returns a Verifier that trusts what is below the roots.
@@ -68,7 +73,7 @@ func New(c Config) (*Verifier, error) {
 	if len(c.Roots) == 0 {
 		return nil, errors.New("trusted roots: none given")
 	}
-	v := &Verifier{known: map[stamp]string{}}
+	v := &Verifier{resolved: map[string]string{}, known: map[stamp]string{}}
 	for _, root := range c.Roots {
 		if !filepath.IsAbs(root) || filepath.Clean(root) == "/" {
 			return nil, fmt.Errorf("trusted root %q: must be an absolute path and not /", root)
@@ -89,29 +94,29 @@ func (v *Verifier) Check(ctx context.Context, f File) error {
 	if !filepath.IsAbs(f.Path) {
 		return refuse(f.Path, "is not an absolute path")
 	}
-	real, err := filepath.EvalSymlinks(f.Path)
-	if errors.Is(err, os.ErrNotExist) {
+	fd, err := unix.Open(f.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // A FIFO must not block us.
+	if errors.Is(err, fs.ErrNotExist) {
 		return mismatch(f, "nothing", err)
 	}
+	if err != nil {
+		return unreadable(f.Path, err)
+	}
+	defer unix.Close(fd)
+	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)) // Of what was opened, whatever the name means by now.
 	if err != nil {
 		return unreadable(f.Path, err)
 	}
 	if !v.below(real) {
 		return refuse(f.Path, "is outside the trusted roots "+strings.Join(v.roots, ", "))
 	}
-	file, err := os.OpenFile(real, os.O_RDONLY|syscall.O_NONBLOCK, 0) // A FIFO must not block us.
+	was, err := stampOf(fd)
 	if err != nil {
-		return unreadable(f.Path, err)
-	}
-	defer file.Close()
-	was, err := stampOf(file)
-	if err != nil {
-		return refuse(f.Path, "is not a regular file")
+		return refuse(f.Path, err.Error())
 	}
 	if was.size != f.SizeBytes {
 		return mismatch(f, fmt.Sprintf("%d bytes instead of %d", was.size, f.SizeBytes), nil)
 	}
-	got, err := v.digest(ctx, file, was)
+	got, err := v.digest(ctx, fd, was)
 	if err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("check %s: %w", f.Path, context.Cause(ctx))
@@ -126,9 +131,18 @@ func (v *Verifier) Check(ctx context.Context, f File) error {
 
 // below tells whether a path without links lies in a root.
 func (v *Verifier) below(path string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	for _, root := range v.roots {
-		real, err := filepath.EvalSymlinks(root)
-		if err == nil && strings.HasPrefix(path, real+string(filepath.Separator)) {
+		real, ok := v.resolved[root]
+		if !ok {
+			var err error
+			if real, err = filepath.EvalSymlinks(root); err != nil {
+				continue
+			}
+			v.resolved[root] = real
+		}
+		if strings.HasPrefix(path, real+string(filepath.Separator)) {
 			return true
 		}
 	}
@@ -136,7 +150,7 @@ func (v *Verifier) below(path string) bool {
 }
 
 // digest returns the sha256 of an open file that was in the state was.
-func (v *Verifier) digest(ctx context.Context, file *os.File, was stamp) (string, error) {
+func (v *Verifier) digest(ctx context.Context, fd int, was stamp) (string, error) {
 	v.mu.Lock()
 	known, ok := v.known[was]
 	v.mu.Unlock()
@@ -145,20 +159,24 @@ func (v *Verifier) digest(ctx context.Context, file *os.File, was stamp) (string
 	}
 	began := time.Now()
 	h := sha256.New()
-	for {
+	for buf := make([]byte, readBytes); ; {
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
-		_, err := io.CopyN(h, file, readBytes)
-		if errors.Is(err, io.EOF) {
-			break
+		n, err := unix.Read(fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
 		if err != nil {
 			return "", err
 		}
+		if n == 0 {
+			break
+		}
+		h.Write(buf[:n])
 	}
 	sum := hex.EncodeToString(h.Sum(nil))
-	is, err := stampOf(file)
+	is, err := stampOf(fd)
 	if err != nil {
 		return "", err
 	}
@@ -180,16 +198,15 @@ func (v *Verifier) remember(s stamp, sum string) {
 	v.known[s] = sum
 }
 
-func stampOf(file *os.File) (stamp, error) {
-	info, err := file.Stat()
-	if err != nil {
+func stampOf(fd int) (stamp, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
 		return stamp{}, err
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.Mode().IsRegular() {
-		return stamp{}, errors.New("not a regular file")
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return stamp{}, errors.New("is not a regular file")
 	}
-	return stamp{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
+	return stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
 
 func refuse(path, why string) error {

@@ -9,12 +9,11 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"golang.org/x/sys/unix"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/runner"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/toolchain"
-
-	"golang.org/x/sys/unix"
 )
 
 // defaultNice lets everything that serves go first.

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/toolchain"
 )
 
@@ -25,37 +24,33 @@ func reserved() []string {
 
 // check refuses a recipe that cmake or ninja would take for something else.
 func (r Recipe) check() error {
-	bad := func(format string, args ...string) error {
-		values := make([]any, len(args))
-		for i, a := range args {
-			values[i] = a
-		}
-		return reason.New(reason.InvalidParams, fmt.Sprintf(format, values...), reason.Field("engine.source_build"))
+	bad := func(problem string) error {
+		return reason.New(reason.InvalidParams, problem, reason.Field("engine.source_build"))
 	}
 	for _, dir := range []string{r.SourceDir, r.BuildDir} {
 		if !filepath.IsAbs(dir) || strings.ContainsAny(dir, "\n\x00") {
-			return bad("folder %q is not an absolute path", dir)
+			return bad(fmt.Sprintf("folder %q is not an absolute path", dir))
 		}
 	}
 	if r.CCacheDir != "" && !filepath.IsAbs(r.CCacheDir) {
-		return bad("ccache folder %q is not an absolute path", r.CCacheDir)
+		return bad(fmt.Sprintf("ccache folder %q is not an absolute path", r.CCacheDir))
 	}
 	if inside, err := filepath.Rel(r.BuildDir, r.SourceDir); err == nil && filepath.IsLocal(inside) {
-		return bad("source folder %q lies in the build folder", r.SourceDir)
+		return bad(fmt.Sprintf("source folder %q lies in the build folder", r.SourceDir))
 	}
 	name := regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	for _, key := range slices.Sorted(maps.Keys(r.Definitions)) {
 		if !name.MatchString(key) || slices.Contains(reserved(), key) {
-			return bad("definition %q is not allowed", key)
+			return bad(fmt.Sprintf("definition %q is not allowed", key))
 		}
 		if strings.ContainsAny(r.Definitions[key], "\n\r\x00") {
-			return bad("the value of definition %s has a line break", key)
+			return bad("the value of definition " + key + " has a line break")
 		}
 	}
 	target := regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_./+-]*$`)
 	for _, t := range r.Targets {
 		if !target.MatchString(t) {
-			return bad("target %q is not allowed", t)
+			return bad(fmt.Sprintf("target %q is not allowed", t))
 		}
 	}
 	return nil

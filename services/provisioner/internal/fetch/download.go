@@ -249,7 +249,8 @@ func (t *transfer) accept(response *http.Response) (total int64, wait time.Durat
 // prepare checks that the file can be taken and notes how to resume it.
 func (t *transfer) prepare(response *http.Response, total int64) error {
 	if total > defaultMaxFileBytes {
-		return reason.New(reason.LimitExceeded, fmt.Sprintf("the file has %d bytes, allowed are %d", total, int64(defaultMaxFileBytes)))
+		return reason.New(reason.LimitExceeded, fmt.Sprintf("the file has %d bytes, allowed are %d", total, int64(defaultMaxFileBytes)),
+			reason.Remedy("check the address: no model file is that large"))
 	}
 	if err := t.partial.Reserve(total); err != nil {
 		return err
@@ -280,7 +281,8 @@ func (t *transfer) receive(ctx context.Context, body io.Reader, total int64, ali
 			t.progress(t.partial.Offset(), total)
 		}
 		if t.partial.Offset() > defaultMaxFileBytes {
-			return backoff.Permanent(reason.New(reason.LimitExceeded, fmt.Sprintf("the file goes on beyond %d bytes", int64(defaultMaxFileBytes))))
+			return backoff.Permanent(reason.New(reason.LimitExceeded, fmt.Sprintf("the file goes on beyond %d bytes", int64(defaultMaxFileBytes)),
+				reason.Remedy("check the address: no model file is that large")))
 		}
 		switch {
 		case errors.Is(readErr, io.EOF) && t.partial.Offset() < total:

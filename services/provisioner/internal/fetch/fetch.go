@@ -159,26 +159,21 @@ func checkRegistry(address string) error {
 		reason.Field("registries"), reason.Remedy("give an https address"))
 }
 
-// Cached looks for the result of a request without any network: by its digest, or by what an earlier Fetch of the same
-// reference found. The file of a file: reference without a digest must still be the one that was imported.
+// Cached looks for the result of a request without any network. For https: the digest alone decides; for the other
+// schemes an earlier Fetch of the same reference must have found it, and a file must not have been changed since.
 func (f *Fetcher) Cached(req Request) (Result, bool) {
-	result := Result{Name: req.Ref.Base()}
-	digest := req.Want
-	if known, err := f.recall(req); err == nil {
-		result.Archive, result.Name = known.Archive, known.Name
-		if digest == "" {
-			digest = known.Digest
+	found := known{Digest: req.Want, Name: req.Ref.Base()}
+	if req.Ref.Scheme != SchemeHTTPS {
+		var err error
+		if found, err = f.recall(req); err != nil || req.Want != "" && req.Want != found.Digest {
+			return Result{}, false
 		}
 	}
-	if digest == "" {
-		return Result{}, false
-	}
-	blob, err := f.cfg.Store.Blob(digest)
+	blob, err := f.cfg.Store.Blob(found.Digest)
 	if err != nil {
 		return Result{}, false
 	}
-	result.Blob = blob
-	return result, true
+	return Result{Blob: blob, Name: found.Name, Archive: found.Archive}, true
 }
 
 // Fetch returns the file of a request, from the store when it is there. progress, if not nil, is called often, with the
@@ -240,6 +235,10 @@ func checkDigests(req Request) error {
 			return reason.New(reason.InvalidParams, fmt.Sprintf("%.100q is not a sha256 digest", string(digest)), reason.Cause(err),
 				reason.Remedy("give 64 hexadecimal digits after sha256:"))
 		}
+	}
+	if req.Ref.Member == "" && req.Want != "" && req.Archive != "" && req.Want != req.Archive {
+		return reason.New(reason.InvalidParams, "the package file itself cannot have two digests", reason.Meta("want", string(req.Want)),
+			reason.Meta("archive", string(req.Archive)), reason.Remedy("give the same digest twice, or one"))
 	}
 	return nil
 }

@@ -36,18 +36,24 @@ func (f *Fetcher) fetchFile(ctx context.Context, req Request, progress func(done
 // openFile opens the regular file of a reference, which must lie below a root after all links were followed: what is
 // opened is what was checked, whatever happens to the path meanwhile.
 func (f *Fetcher) openFile(req Request) (*os.File, error) {
-	resolved, err := filepath.EvalSymlinks(req.Ref.Path)
-	if err != nil {
-		return nil, fileError(req, err)
+	resolved, lookErr := filepath.EvalSymlinks(req.Ref.Path)
+	if lookErr != nil {
+		resolved = req.Ref.Path // whether there is something outside the roots is not told
 	}
 	for _, configured := range f.cfg.FileRoots {
 		root, err := filepath.EvalSymlinks(configured)
 		if err != nil {
 			continue // a root that does not exist has no files
 		}
+		if lookErr != nil {
+			root = filepath.Clean(configured)
+		}
 		below, err := filepath.Rel(root, resolved)
 		if err != nil || !filepath.IsLocal(below) {
 			continue
+		}
+		if lookErr != nil {
+			return nil, fileError(req, lookErr)
 		}
 		return openBelow(req, root, below)
 	}

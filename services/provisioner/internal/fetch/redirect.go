@@ -42,7 +42,8 @@ func guardedClient(client *http.Client) *http.Client {
 	}
 	guarded.CheckRedirect = func(next *http.Request, before []*http.Request) error {
 		if len(before) >= redirectLimit {
-			return reason.New(reason.FetchFailed, fmt.Sprintf("%s redirects more than %d times", redact(before[0].URL.String()), redirectLimit))
+			return reason.New(reason.FetchFailed, fmt.Sprintf("%s redirects more than %d times", redact(before[0].URL.String()), redirectLimit),
+				reason.RetryAfter(0), reason.Remedy("name the final address itself"))
 		}
 		return mayLead(next.Context(), before[0].URL, next.URL)
 	}

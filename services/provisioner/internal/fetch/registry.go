@@ -124,11 +124,12 @@ func (f *Fetcher) findTarball(ctx context.Context, req Request) (artifact, error
 func (f *Fetcher) fileAddress(ctx context.Context, registry, named string) (string, error) {
 	from, err := url.Parse(registry)
 	if err != nil {
-		return "", reason.New(reason.InvalidParams, fmt.Sprintf("registry address %q cannot be read", redact(registry)))
+		return "", reason.New(reason.InvalidParams, fmt.Sprintf("registry address %q cannot be read", redact(registry)), reason.Remedy("check the registry settings"))
 	}
 	to, err := from.Parse(named)
 	if err != nil || named == "" || to.Host == "" {
-		return "", reason.New(reason.UntrustedArtifact, fmt.Sprintf("%s names a file at no address (%.200q)", redact(registry), named))
+		return "", reason.New(reason.UntrustedArtifact, fmt.Sprintf("%s names a file at no address (%.200q)", redact(registry), named),
+			reason.Remedy("check the registry settings"))
 	}
 	to.Fragment, to.RawFragment = "", ""
 	if err := mayLead(ctx, from, to); err != nil {
@@ -181,7 +182,8 @@ func (f *Fetcher) getOnce(ctx context.Context, a artifact, accept string) (body 
 		return nil, 0, retriable(ctx, err)
 	}
 	if len(body) > maxMetadataBytes {
-		return nil, 0, backoff.Permanent(reason.New(reason.LimitExceeded, fmt.Sprintf("%s answers more than %d bytes", redact(a.address), maxMetadataBytes)))
+		return nil, 0, backoff.Permanent(reason.New(reason.LimitExceeded, fmt.Sprintf("%s answers more than %d bytes", redact(a.address), maxMetadataBytes),
+			reason.Remedy("check the registry settings")))
 	}
 	return bytes.TrimSpace(body), 0, nil
 }

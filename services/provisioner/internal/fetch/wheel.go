@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
@@ -59,7 +60,7 @@ func choose(req Request, index simpleIndex, platform Platform) (indexFile, error
 		}
 	}
 	if len(ofVersion) == 0 {
-		return indexFile{}, reason.New(req.Missing, fmt.Sprintf("%s has no version %s; it has %s", req.Ref.Package, req.Ref.Version, lastFew(index.Versions)),
+		return indexFile{}, reason.New(req.Missing, fmt.Sprintf("%s has no version %s; among its versions are %s", req.Ref.Package, req.Ref.Version, lastFew(index.Versions)),
 			reason.Meta("versions", lastFew(index.Versions)), reason.Remedy("name a version that the index has"))
 	}
 	if req.Archive != "" {
@@ -104,9 +105,25 @@ func lastFew(versions []string) string {
 	if len(versions) == 0 {
 		return "none"
 	}
-	few := slices.Clone(versions[max(0, len(versions)-listLimit):])
-	slices.Reverse(few)
-	return strings.Join(few, ", ")
+	newestFirst := slices.SortedStableFunc(slices.Values(versions), func(a, b string) int { return compareVersions(b, a) })
+	return strings.Join(newestFirst[:min(len(newestFirst), listLimit)], ", ")
+}
+
+// compareVersions orders by the numbers of dotted versions; what is no number counts as 0.
+func compareVersions(a, b string) int {
+	return slices.Compare(versionNumbers(a), versionNumbers(b))
+}
+
+func versionNumbers(version string) []int {
+	var numbers []int
+	for _, part := range strings.Split(version, ".") {
+		n, err := strconv.Atoi(part)
+		if err != nil {
+			n = 0
+		}
+		numbers = append(numbers, n)
+	}
+	return numbers
 }
 
 // fileVersion returns the version in the name of a wheel or a source archive of dist, or "".

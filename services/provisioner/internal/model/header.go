@@ -9,6 +9,8 @@ import (
 	"math/bits"
 	"slices"
 	"strings"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 )
 
 // Caps on a header. What is counted is also bounded by what the file can hold.
@@ -57,6 +59,9 @@ func readHeader(file io.ReaderAt, sizeBytes int64) (*header, error) {
 	c := newCursor(file, sizeBytes)
 	magic := c.u32()
 	version := c.u32()
+	if reason.Of(c.err) == reason.StorageFailed {
+		return nil, c.err
+	}
 	if c.err != nil || magic != magicLittleEndian {
 		return nil, invalid("model file is not a GGUF: its first bytes are not \"GGUF\"")
 	}

@@ -72,16 +72,12 @@ func Read(file io.ReaderAt, sizeBytes int64) (Info, error) {
 	return h.info(), nil
 }
 
-// Field is what errors of this package name as the wrong field of a request.
-const Field = "model"
-
 func invalid(format string, args ...any) error {
-	return reason.New(reason.InvalidParams, fmt.Sprintf(format, args...), reason.Field(Field),
+	return reason.New(reason.InvalidParams, fmt.Sprintf(format, args...),
 		reason.Remedy("give a GGUF file, and compare its sha256 with that of its publisher"))
 }
 
 func truncated(wantedBytes, sizeBytes int64) error {
 	return reason.New(reason.InvalidParams, fmt.Sprintf("model file is truncated: it has %d bytes and needs %d", sizeBytes, wantedBytes),
-		reason.Field(Field), reason.Meta("size_bytes", sizeBytes),
-		reason.Meta("needed_bytes", wantedBytes), reason.Remedy("fetch the file again"))
+		reason.Meta("size_bytes", sizeBytes), reason.Meta("needed_bytes", wantedBytes), reason.Remedy("fetch the file again"))
 }

@@ -133,7 +133,7 @@ func (p Planner) checkPackage(plan *Plan, artifact *enginev1.PackageArtifact) er
 			reason.Remedy("give the sha256 that the registry lists for the file"))
 	}
 	artifact.Uri = ref.String()
-	plan.EngineFile = fetch.Request{Ref: ref, Want: digest, Archive: digest, Field: FieldPackage, Missing: reason.EngineNotFound}
+	plan.EngineFile = fetch.Request{Ref: ref, Want: digest, Archive: digest, Field: FieldPackage, DigestField: FieldPackageSHA, Missing: reason.EngineNotFound}
 	return nil
 }
 
@@ -206,20 +206,21 @@ func (p Planner) checkFile(field, uri, sha string, missing reason.Reason) (fetch
 	if err != nil {
 		return fetch.Request{}, at(field, err)
 	}
-	digest, err := digestOf(strings.TrimSuffix(field, "uri")+"sha256", sha)
+	digestField := strings.TrimSuffix(field, "uri") + "sha256"
+	digest, err := digestOf(digestField, sha)
 	if err != nil {
 		return fetch.Request{}, err
 	}
 	if ref.Scheme == fetch.SchemeHTTPS && digest == "" {
 		return fetch.Request{}, reason.New(reason.UntrustedArtifact, "a file from an address needs its sha256",
-			reason.Field(strings.TrimSuffix(field, "uri")+"sha256"), reason.Remedy("give the sha256 that the publisher of the file states"))
+			reason.Field(digestField), reason.Remedy("give the sha256 that the publisher of the file states"))
 	}
 	if ref.Scheme == fetch.SchemeFile {
 		if _, err := p.Roots.Resolve(field, ref.Path, missing); reason.Of(err) == reason.UntrustedArtifact {
 			return fetch.Request{}, err
 		}
 	}
-	return fetch.Request{Ref: ref, Want: digest, Field: field, Missing: missing}, nil
+	return fetch.Request{Ref: ref, Want: digest, Field: field, DigestField: digestField, Missing: missing}, nil
 }
 
 func digestOf(field, sha string) (store.Digest, error) {

@@ -232,7 +232,7 @@ func (p *process) lines(maxBytes int) <-chan outputLine {
 	var readers sync.WaitGroup
 	read := func(s Stream, f *os.File) func() {
 		return func() {
-			defer f.Close() //nolint:errcheck // the read end of a pipe has nothing to lose
+			defer f.Close()
 			splitLines(output{f, p.release}, maxBytes, func(text string) { out <- outputLine{s, text} })
 		}
 	}

@@ -92,7 +92,7 @@ func TestCancelLeavesNoProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer now.Close() //nolint:errcheck // read only
+	defer now.Close()
 	_ = f.hold.Close()
 	if n, err := now.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("pipe has a writer after Run: %d, %v", n, err)
@@ -147,7 +147,7 @@ func TestDeathOfProvisioner(t *testing.T) {
 	}
 	// The program itself gets its DeathSignal ...
 	if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-		defer unix.Close(fd) //nolint:errcheck // a test's descriptor
+		defer func() { _ = unix.Close(fd) }()
 		if awaitAll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, time.Now().Add(10*time.Second)) {
 			t.Error("the program outlived the provisioner")
 		}

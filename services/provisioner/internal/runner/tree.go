@@ -68,14 +68,19 @@ func hasVariable(pid int, want []byte, match func(variable, want []byte) bool) b
 }
 
 // killAll sends SIGKILL to all that pick picks until none is alive, and returns the pids that outlived survivorWait.
-// A process is signalled only through a descriptor that was opened before it was picked.
+// A process is signalled only through a descriptor that was opened before it was picked. It takes two looks in a row to
+// believe that none is left: one is born behind the first look's back when its parent ends at that moment.
 func killAll(pick func(stat) bool) []int {
 	deadline := time.Now().Add(survivorWait)
-	for {
+	for empty := 0; ; {
 		fds, pids := openAll(pick)
 		if len(fds) == 0 {
-			return nil
+			if empty++; empty == 2 {
+				return nil
+			}
+			continue
 		}
+		empty = 0
 		for _, fd := range fds {
 			_ = unix.PidfdSendSignal(int(fd.Fd), unix.SIGKILL, nil, 0) // ESRCH: it has gone
 		}
@@ -105,7 +110,7 @@ func openAll(pick func(stat) bool) (fds []unix.PollFd, pids []int) {
 			_ = unix.Close(fd)
 			continue
 		}
-		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) //nolint:gosec // a descriptor fits
+		fds = append(fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 		pids = append(pids, pid)
 	}
 	return fds, pids
@@ -134,7 +139,7 @@ func processes() []int {
 	if err != nil {
 		return nil
 	}
-	defer dir.Close() //nolint:errcheck // read only
+	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
 	pids := make([]int, 0, len(names))
 	for _, name := range names {

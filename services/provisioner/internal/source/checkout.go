@@ -14,7 +14,6 @@ import (
 	"strings"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/runner"
 )
 
@@ -265,7 +264,7 @@ func complete(dir, commit string) bool {
 	if err != nil {
 		return false
 	}
-	defer f.Close() //nolint:errcheck // read only
+	defer f.Close()
 	line, err := bufio.NewReader(f).ReadString('\n')
 	info, serr := os.Stat(filepath.Join(dir, treeName))
 	return err == nil && serr == nil && info.IsDir() && line == markerLine(commit)

@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/runner"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/toolchain"
 )
@@ -249,6 +248,38 @@ func TestSubmodules(t *testing.T) {
 				t.Errorf("submodule has %q", text)
 			}
 		})
+	}
+}
+
+func TestGitSpeaksOnlyWhatItMay(t *testing.T) {
+	t.Parallel()
+	r, _, _, _ := history(t)
+	g := newReader(t)
+	s, err := g.open(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	tests := []struct {
+		name, url string
+		protocols []string
+		want      bool
+	}{
+		{"allowed", "file://" + r.dir, []string{"file"}, true},
+		{"none", "file://" + r.dir, nil, false},
+		{"another", "file://" + r.dir, []string{"https"}, false},
+		{"helper transport", "ext::git upload-pack " + r.dir, []string{"file"}, false},
+	}
+	for _, tt := range tests {
+		// One after the other: a session is one caller's.
+		err := s.run(t.Context(), call{protocols: tt.protocols}, "ls-remote", "--", tt.url, "HEAD")
+		if (err == nil) != tt.want {
+			t.Errorf("%s: error is %v, want success %t", tt.name, err, tt.want)
+		}
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/runner"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/toolchain"
 )

@@ -42,7 +42,7 @@ func seal(dir, commit string) error {
 	if err != nil {
 		return storage("seal checkout", err)
 	}
-	defer d.Close() //nolint:errcheck // read only
+	defer d.Close()
 	if err := unix.Syncfs(int(d.Fd())); err != nil {
 		return storage("write checkout to disk", err)
 	}

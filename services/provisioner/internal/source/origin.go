@@ -45,40 +45,55 @@ func (r Remote) address() (address, error) {
 		return address{}, reason.New(reason.InvalidParams, fmt.Sprintf("%q %s", r.URL, problem), reason.Field(fieldGitURL),
 			reason.Remedy("give https://host/path, or file:/absolute/path of a repository below an allowed root"))
 	}
-	if strings.ContainsFunc(r.URL, func(c rune) bool { return unicode.IsControl(c) || unicode.IsSpace(c) }) {
-		return bad("has a space or control character")
+	u, problem := parseURL(r.URL)
+	if problem != "" {
+		return bad(problem)
 	}
-	u, err := url.Parse(r.URL)
-	if err != nil || u.Opaque != "" {
-		return bad("is not an address of a repository")
-	}
-	if u.User != nil {
-		return bad("holds a user name or password, which would be seen in logs")
-	}
-	if u.RawQuery != "" || u.Fragment != "" {
-		return bad("has a query or fragment")
-	}
-	switch {
-	case u.Scheme == "https" && u.Hostname() != "" && len(u.Path) > 1,
-		u.Scheme == "http" && loopback(u.Hostname()) && len(u.Path) > 1:
+	switch u.Scheme {
+	case "http", "https":
+		if u.Scheme == "http" && !loopback(u.Hostname()) {
+			return bad("is not encrypted; http is only for loopback addresses")
+		}
+		if u.Hostname() == "" || len(u.Path) < 2 {
+			return bad("is not an address of a repository")
+		}
 		return address{url: u.String(), protocol: u.Scheme}, nil
-	case u.Scheme == "http":
-		return bad("is not encrypted; http is only for loopback addresses")
-	case u.Scheme == "file" && u.Host == "" && filepath.IsAbs(u.Path):
-		path := filepath.Clean(u.Path)
-		info, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return address{}, reason.New(reason.EngineNotFound, fmt.Sprintf("no repository at %s", path), reason.Field(fieldGitURL))
+	case "file":
+		if u.Host != "" || !filepath.IsAbs(u.Path) {
+			return bad("is not an address of a repository on this machine")
 		}
-		if err != nil {
-			return address{}, reason.New(reason.StorageFailed, "look at repository", reason.Field(fieldGitURL), reason.Cause(err))
-		}
-		if !info.IsDir() {
-			return bad("is a file; a git bundle belongs into engine.source_build.bundle.uri")
-		}
-		return address{url: (&url.URL{Scheme: "file", Path: path}).String(), protocol: "file", path: path}, nil
+	default:
+		return bad("is not an address that source may come from")
 	}
-	return bad("is not an address that source may come from")
+	path := filepath.Clean(u.Path)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return address{}, reason.New(reason.EngineNotFound, fmt.Sprintf("no repository at %s", path), reason.Field(fieldGitURL))
+	}
+	if err != nil {
+		return address{}, reason.New(reason.StorageFailed, "look at repository", reason.Field(fieldGitURL), reason.Cause(err))
+	}
+	if !info.IsDir() {
+		return bad("is a file; a git bundle belongs into engine.source_build.bundle.uri")
+	}
+	return address{url: (&url.URL{Scheme: "file", Path: path}).String(), protocol: "file", path: path}, nil
+}
+
+// parseURL parses an address, or says what no address of a repository may have.
+func parseURL(raw string) (u *url.URL, problem string) {
+	if strings.ContainsFunc(raw, func(c rune) bool { return unicode.IsControl(c) || unicode.IsSpace(c) }) {
+		return nil, "has a space or control character"
+	}
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Opaque != "":
+		return nil, "is not an address of a repository"
+	case u.User != nil:
+		return nil, "holds a user name or password, which would be seen in logs"
+	case u.RawQuery != "" || u.Fragment != "":
+		return nil, "has a query or fragment"
+	}
+	return u, ""
 }
 
 func loopback(host string) bool {

@@ -24,7 +24,7 @@ func ParseDigest(text string) (Digest, error) {
 	digits := strings.ToLower(strings.TrimSpace(text))
 	digits = strings.TrimPrefix(digits, digestPrefix)
 	if _, err := hex.DecodeString(digits); err != nil || len(digits) != hexLength {
-		return "", reason.New(reason.InvalidParams, fmt.Sprintf("%.100q is not a sha256 digest", text), reason.Field("sha256"),
+		return "", reason.New(reason.InvalidParams, fmt.Sprintf("%.100q is not a sha256 digest", text),
 			reason.Remedy("give the 64 hexadecimal digits that sha256sum prints"))
 	}
 	return Digest(digestPrefix + digits), nil

@@ -159,6 +159,7 @@ func TestKilledProcess(t *testing.T) {
 	output, err := holder.StdoutPipe()
 	must(t, err)
 	must(t, holder.Start())
+	t.Cleanup(func() { _ = holder.Process.Kill() })
 	ready, err := bufio.NewReader(output).ReadString('\n')
 	if err != nil || ready != "holding\n" {
 		t.Fatalf("holder said %q, %v", ready, err)

@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/runner"
 )
 

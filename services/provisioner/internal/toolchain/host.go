@@ -64,7 +64,7 @@ func processor(cpuinfo []byte) (name, fingerprint string) {
 	} {
 		words := strings.Fields(value(first, key))
 		slices.Sort(words)
-		fmt.Fprintf(sum, "%s=%s\n", key, strings.Join(words, " ")) //nolint:errcheck // a hash takes everything
+		sum.Write([]byte(key + "=" + strings.Join(words, " ") + "\n"))
 	}
 	name = value(first, "model name")
 	if name == "" {
@@ -96,7 +96,7 @@ func groupLimit(root string) int64 {
 		if len(part) != 3 {
 			continue
 		}
-		base, file := "", ""
+		var base, file string
 		switch {
 		case part[1] == "":
 			base, file = "sys/fs/cgroup", "memory.max"
