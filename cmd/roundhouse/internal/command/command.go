@@ -146,12 +146,19 @@ func (a *app) untilInterrupted(ctx context.Context) (context.Context, context.Ca
 	return ctx, func() { cancel(context.Canceled) }
 }
 
+// minColumns is the narrowest terminal that bars are drawn on. One that does not tell its width has none.
+const minColumns = 60
+
 // style is how progress is shown on w.
 func style(w io.Writer) render.Style {
-	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
-		return render.Bars
+	file, ok := w.(*os.File)
+	if !ok {
+		return render.Plain
 	}
-	return render.Plain
+	if columns, _, err := term.GetSize(int(file.Fd())); err != nil || columns < minColumns {
+		return render.Plain
+	}
+	return render.Bars
 }
 
 // note says something beside the answer. It says nothing with -o json.

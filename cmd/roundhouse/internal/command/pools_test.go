@@ -41,7 +41,9 @@ func TestPools(t *testing.T) {
 			}
 			return &poolv1.GetPoolResponse{Pool: readyPool()}, nil
 		},
-		remove: func(*poolv1.DeletePoolRequest) (*poolv1.DeletePoolResponse, error) { return &poolv1.DeletePoolResponse{}, nil },
+		remove: func(*poolv1.DeletePoolRequest) (*poolv1.DeletePoolResponse, error) {
+			return &poolv1.DeletePoolResponse{}, nil
+		},
 		cancel: func(request *poolv1.CancelPreloadRequest) (*poolv1.CancelPreloadResponse, error) {
 			return &poolv1.CancelPreloadResponse{Cancelled: request.GetPoolId() == "p"}, nil
 		},
@@ -171,7 +173,9 @@ func TestInterruptOnlyLeaves(t *testing.T) {
 		watch: func(_ *poolv1.WatchRequest, stream grpc.ServerStreamingServer[poolv1.WatchResponse]) error {
 			return untilGone(stream.Context())
 		},
-		list: func(*poolv1.ListPoolsRequest) (*poolv1.ListPoolsResponse, error) { return &poolv1.ListPoolsResponse{}, nil },
+		list: func(*poolv1.ListPoolsRequest) (*poolv1.ListPoolsResponse, error) {
+			return &poolv1.ListPoolsResponse{}, nil
+		},
 	}
 	tests := []struct {
 		name string
@@ -211,7 +215,9 @@ func TestTimeout(t *testing.T) {
 func TestWatchShowsChanges(t *testing.T) {
 	t.Parallel()
 	x := newTerminal(t, &fakeServices{
-		list: func(*poolv1.ListPoolsRequest) (*poolv1.ListPoolsResponse, error) { return &poolv1.ListPoolsResponse{}, nil },
+		list: func(*poolv1.ListPoolsRequest) (*poolv1.ListPoolsResponse, error) {
+			return &poolv1.ListPoolsResponse{}, nil
+		},
 		watch: func(_ *poolv1.WatchRequest, stream grpc.ServerStreamingServer[poolv1.WatchResponse]) error {
 			for _, message := range []*poolv1.WatchResponse{
 				{Event: &poolv1.WatchResponse_Upsert{Upsert: readyPool()}},

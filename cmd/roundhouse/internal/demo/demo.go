@@ -91,11 +91,14 @@ func (d *Demo) Run(ctx, cleanup context.Context) (*Report, error) {
 	}
 	show := &show{Demo: d, stage: stage, report: report}
 	err = show.play(ctx)
+	if ctx.Err() != nil {
+		show.tell("\nended early: clearing up")
+	}
 	show.endWatch()
 	left := stage.clear(cleanup)
 	report.LeftBehind = left.count()
 	report.Timeline.Total = time.Since(began)
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		show.tell("\n%s", stage.logTails())
 	}
 	if d.config.KeepFiles {

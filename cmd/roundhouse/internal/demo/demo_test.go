@@ -4,9 +4,13 @@ package demo
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -56,7 +60,7 @@ func TestRunFails(t *testing.T) {
 	}{
 		{faultMissing, "apt install python3", "missing     python3 (the engine): apt install python3", Counts{}},
 		{faultDies, "pool-managerd has ended by itself", "the state directory is on fire", Counts{}},
-		{faultOrphan, "left behind: process", "timeline", Counts{Processes: 1}},
+		{faultOrphan, "left behind: process", "drain       demo is STOPPED", Counts{Processes: 1}},
 		{faultLitter, "/tmp/litter", "drain       demo is STOPPED", Counts{TempFiles: 1}},
 		{faultCut, "without its end mark", "last words of pool-managerd", Counts{}},
 		{faultForced, "did not end by itself", "requests cut", Counts{}},
@@ -69,7 +73,7 @@ func TestRunFails(t *testing.T) {
 			if !strings.Contains(got.Error, test.says) {
 				t.Errorf("the error is %q, want it to say %q", got.Error, test.says)
 			}
-			if told := show.told(t); test.fault != faultOrphan && !strings.Contains(told, test.tells) {
+			if told := show.told(t); !strings.Contains(told, test.tells) {
 				t.Errorf("the story lacks %q:\n%s", test.tells, told)
 			}
 			if diff := cmp.Diff(test.left, got.Report.LeftBehind); diff != "" {
@@ -97,6 +101,38 @@ func TestInterruptClearsUp(t *testing.T) {
 	}
 	if want := "nothing left behind"; !strings.Contains(show.told(t), want) {
 		t.Errorf("the story lacks %q:\n%s", want, show.told(t))
+	}
+}
+
+func TestKilledDemoLeavesNoDaemon(t *testing.T) {
+	t.Parallel()
+	show := startHost(t, faultHangs)
+	testkit.Eventually(t, patience, "the engine loads", func() (bool, string) {
+		return strings.Contains(show.told(t), "phase     loading"), show.told(t)
+	})
+	var below []process
+	testkit.Eventually(t, patience, "two daemons and an engine run", func() (bool, string) {
+		below = descendants(show.command.Process.Pid)
+		return len(below) == 3, fmt.Sprint(below)
+	})
+	below = slices.DeleteFunc(below, func(p process) bool { return p.parent != show.command.Process.Pid })
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, p := range below {
+				_ = syscall.Kill(p.pid, syscall.SIGKILL)
+			}
+		}
+	})
+	if err := show.command.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = show.command.Wait() // killed
+	for _, p := range below {
+		testkit.Eventually(t, patience, "the daemon is gone", func() (bool, string) {
+			stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "stat"))
+			_, alive := parseStat(p.pid, string(stat))
+			return err != nil || !alive, string(stat)
+		})
 	}
 }
 

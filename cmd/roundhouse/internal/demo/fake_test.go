@@ -30,7 +30,7 @@ const (
 	faultNone    = ""
 	faultMissing = "missing" // a tool is not installed
 	faultDies    = "dies"    // the pool manager ends at its start
-	faultHangs   = "hangs"   // the engine never gets ready
+	faultHangs   = "hangs"   // the engine never gets ready, and only a drain ends it
 	faultOrphan  = "orphan"  // the pool manager leaves a process behind
 	faultCut     = "cut"     // the answer has no end
 	faultForced  = "forced"  // the drain had to use force
@@ -52,7 +52,7 @@ data: {"choices":[],"usage":{"completion_tokens":2}}
 func serveFake(args []string, register func(*grpc.Server)) int {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
-	ctx := context.Background() //nolint:forbidigo // main of a program
+	ctx := context.Background()
 	path := strings.TrimPrefix(args[slices.Index(args, "--listen")+1], "unix://")
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
@@ -132,7 +132,13 @@ func (f *poolsFake) Preload(_ *poolv1.PreloadRequest, stream grpc.ServerStreamin
 	}
 	switch os.Getenv(faultVariable) {
 	case faultHangs:
+		engine := sleeper(context.WithoutCancel(stream.Context()), filepath.Dir(os.Args[0]))
+		if err := engine.Start(); err != nil {
+			return err
+		}
 		<-f.drained
+		_ = engine.Process.Kill()
+		_ = engine.Wait() // killed
 		return reason.New(reason.Cancelled, "drained while loading")
 	case faultOrphan:
 		leave()
@@ -172,7 +178,7 @@ func (f *poolsFake) startEngine(ctx context.Context) (string, error) {
 func (f *poolsFake) Drain(_ *poolv1.DrainRequest, stream grpc.ServerStreamingServer[poolv1.DrainResponse]) error {
 	f.mu.Lock()
 	if f.engine != nil {
-		f.engine.Close()
+		_ = f.engine.Close() // it has nothing to lose
 	}
 	f.mu.Unlock()
 	close(f.drained)

@@ -35,19 +35,19 @@ const (
 func TestMain(m *testing.M) {
 	switch filepath.Base(os.Args[0]) {
 	case provisionerProgram:
-		os.Exit(fakeProvisioner(os.Args[1:])) //nolint:forbidigo // main of a program
+		os.Exit(fakeProvisioner(os.Args[1:]))
 	case poolManagerProgram:
-		os.Exit(fakePoolManager(os.Args[1:])) //nolint:forbidigo // main of a program
+		os.Exit(fakePoolManager(os.Args[1:]))
 	case hostProgram:
-		os.Exit(host()) //nolint:forbidigo // main of a program
+		os.Exit(host())
 	case sleeperProgram:
 		select {}
 	case leaverProgram:
-		os.Exit(leave()) //nolint:forbidigo // main of a program
+		os.Exit(leave())
 	case orphanProgram:
-		os.Exit(auditLeaver()) //nolint:forbidigo // main of a program
+		os.Exit(auditLeaver())
 	}
-	os.Exit(m.Run()) //nolint:forbidigo // main of a program
+	os.Exit(m.Run())
 }
 
 // programs is a folder with the test binary under all its names.
@@ -74,7 +74,7 @@ type outcome struct {
 
 // host runs one demo with the fakes beside it, and prints its outcome as the last line. SIGINT interrupts it.
 func host() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt) //nolint:forbidigo // main of a program
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	demo, err := New(Config{BinDir: filepath.Dir(os.Args[0]), CacheDir: os.Getenv(cacheVariable), Out: os.Stdout})
 	if err != nil {
@@ -105,7 +105,8 @@ func startHost(t *testing.T, fault string) *shown {
 	temp := testkit.ShortDir(t)
 	s := &shown{temp: temp, stdout: tempFile(t), stderr: tempFile(t)}
 	s.command = exec.CommandContext(t.Context(), filepath.Join(programs(t), hostProgram))
-	s.command.Env = append(os.Environ(), faultVariable+"="+fault, cacheVariable+"="+t.TempDir(), "TMPDIR="+temp)
+	s.command.Env = append(os.Environ(), faultVariable+"="+fault, cacheVariable+"="+t.TempDir(), "TMPDIR="+temp,
+		"GORACE=atexit_sleep_ms=0") // five programs in a row would sleep a second each
 	s.command.Stdout, s.command.Stderr = s.stdout, s.stderr
 	if err := s.command.Start(); err != nil {
 		t.Fatalf("start host: %v", err)
@@ -153,7 +154,7 @@ func (s *shown) end(t *testing.T) outcome {
 
 // leave starts a sleeper in a session of its own and ends.
 func leave() int {
-	sleeper := exec.CommandContext(context.Background(), filepath.Join(filepath.Dir(os.Args[0]), sleeperProgram)) //nolint:forbidigo // main of a program
+	sleeper := exec.CommandContext(context.Background(), filepath.Join(filepath.Dir(os.Args[0]), sleeperProgram))
 	sleeper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := sleeper.Start(); err != nil {
 		return 1
@@ -166,12 +167,12 @@ func auditLeaver() int {
 	if err := adoptDescendants(); err != nil {
 		return 1
 	}
-	leaver := exec.CommandContext(context.Background(), filepath.Join(filepath.Dir(os.Args[0]), leaverProgram)) //nolint:forbidigo // main of a program
+	leaver := exec.CommandContext(context.Background(), filepath.Join(filepath.Dir(os.Args[0]), leaverProgram))
 	if err := leaver.Run(); err != nil {
 		return 1
 	}
 	began := time.Now()
 	named := (&stage{}).endDescendants()
-	fmt.Printf("%d named, %d alive, quick: %v\n", len(named), len(descendants(os.Getpid())), time.Since(began) < settleTimeout) //nolint:forbidigo // main of a program
+	fmt.Printf("%d named, %d alive, quick: %v\n", len(named), len(descendants(os.Getpid())), time.Since(began) < settleTimeout)
 	return 0
 }

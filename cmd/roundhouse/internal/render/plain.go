@@ -16,6 +16,8 @@ const (
 	plainInterval = 5 * time.Second
 	// plainPercent is how far a step moves between two lines.
 	plainPercent = 10
+	// plainPatience is how long a step's first line is held back: steps that end sooner have their last line only.
+	plainPatience = 200 * time.Millisecond
 )
 
 // plain prints lines.
@@ -26,6 +28,10 @@ type plain struct {
 	mu    sync.Mutex // guards what follows, and the order of lines
 	steps steps
 	shown map[string]shown
+	// held is the first line of the step that began last; empty if it was printed. flush prints it in time.
+	held   string
+	heldID string
+	flush  *time.Timer
 }
 
 // shown is what was printed last of a step.
@@ -53,6 +59,9 @@ func (p *plain) Event(event *enginev1.Progress) {
 	switch {
 	case last.ended:
 	case step.ended():
+		if p.heldID == id {
+			p.held = ""
+		}
 		p.shown[id] = shown{ended: true}
 		word, detail := step.outcome()
 		p.print(line(word, step.latest.GetName(), detail))
@@ -63,7 +72,7 @@ func (p *plain) Event(event *enginev1.Progress) {
 		}
 	case !seen:
 		p.shown[id] = shown{at: p.now(), percent: step.percent()}
-		p.print(line("start", step.latest.GetName(), ""))
+		p.hold(id, line("start", step.latest.GetName(), ""))
 	case event.GetStatus() != nil && p.due(last, step):
 		p.shown[id] = shown{at: p.now(), percent: step.percent()}
 		p.print(line("", step.latest.GetName(), step.position()))
@@ -85,9 +94,34 @@ func (p *plain) Note(text string) {
 	p.print(withNewline(text))
 }
 
-func (p *plain) Close() {}
+func (p *plain) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.print("")
+}
 
-func (p *plain) print(text string) { _, _ = io.WriteString(p.out, text) } // a lost view must not stop the work
+// hold keeps a step's first line back until the next line or until plainPatience is over.
+func (p *plain) hold(id, text string) {
+	p.print("")
+	p.held, p.heldID = text, id
+	p.flush = time.AfterFunc(plainPatience, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.heldID == id {
+			p.print("")
+		}
+	})
+}
+
+// print writes a text behind the line that is held back.
+func (p *plain) print(text string) {
+	text = p.held + text
+	p.held, p.heldID = "", ""
+	if p.flush != nil {
+		p.flush.Stop()
+	}
+	_, _ = io.WriteString(p.out, text) // a lost view must not stop the work
+}
 
 func withNewline(text string) string {
 	if text == "" || text[len(text)-1] != '\n' {

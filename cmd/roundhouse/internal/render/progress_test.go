@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -66,10 +67,56 @@ func story(progress Progress, clock *clock) {
 
 func TestPlain(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	clock := &clock{now: time.Unix(1780000000, 0)}
-	story(NewProgress(ProgressConfig{Out: &out, Now: func() time.Time { return clock.now }}), clock)
-	testkit.Golden(t, "progress.txt", out.Bytes())
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		clock := &clock{now: time.Unix(1780000000, 0)}
+		story(NewProgress(ProgressConfig{Out: &out, Now: func() time.Time { return clock.now }}), clock)
+		testkit.Golden(t, "progress.txt", out.Bytes())
+	})
+}
+
+func TestPlainHoldsTheFirstLineBack(t *testing.T) {
+	t.Parallel()
+	const running, done = enginev1.StepState_STEP_STATE_RUNNING, enginev1.StepState_STEP_STATE_DONE
+	tests := []struct {
+		name   string
+		events func(progress Progress)
+		want   string
+	}{
+		{"a step that ends at once", func(progress Progress) {
+			progress.Event(stepEvent("a", "a", running, 0))
+			progress.Event(stepEvent("a", "a", done, time.Millisecond))
+		}, "done      a  1.0 ms\n"},
+		{"a step that takes its time", func(progress Progress) {
+			progress.Event(stepEvent("a", "a", running, 0))
+			<-time.After(2 * plainPatience)
+			progress.Event(stepEvent("a", "a", done, time.Second))
+		}, "start     a\ndone      a  1.0 s\n"},
+		{"two at once", func(progress Progress) {
+			progress.Event(stepEvent("a", "a", running, 0))
+			progress.Event(stepEvent("b", "b", running, 0))
+			progress.Event(stepEvent("a", "a", done, time.Second))
+		}, "start     a\nstart     b\ndone      a  1.0 s\n"},
+		{"a note between", func(progress Progress) {
+			progress.Event(stepEvent("a", "a", running, 0))
+			progress.Note("note")
+		}, "start     a\nnote\n"},
+		{"the end of all", func(progress Progress) { progress.Event(stepEvent("a", "a", running, 0)) }, "start     a\n"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var out bytes.Buffer
+				progress := NewProgress(ProgressConfig{Out: &out})
+				test.events(progress)
+				progress.Close()
+				if got := out.String(); got != test.want {
+					t.Errorf("progress shows %q, want %q", got, test.want)
+				}
+			})
+		})
+	}
 }
 
 func TestBars(t *testing.T) {

@@ -77,8 +77,9 @@ func lookup(value json.RawMessage, name string) (string, error) {
 		step, after := nextStep(rest)
 		rest = after
 		if index, ok := strings.CutPrefix(step, "["); ok {
-			i, err := strconv.Atoi(strings.TrimSuffix(index, "]"))
-			if err != nil || i < 0 {
+			number, shut := strings.CutSuffix(index, "]")
+			i, err := strconv.Atoi(number)
+			if err != nil || i < 0 || !shut {
 				return "", fmt.Errorf("%q is no index", step)
 			}
 			var list []json.RawMessage

@@ -137,14 +137,19 @@ func (s *search) look(ctx context.Context) (netip.AddrPort, error) {
 	if taken, err := s.taken(found.Foreign); taken || err != nil {
 		return netip.AddrPort{}, err
 	}
+	if len(found.Ours) == 0 {
+		s.last = "the engine does not listen yet"
+	}
 	for _, l := range found.Ours {
 		if !serves(l.Addr, s.wait.Host, s.wait.Port) {
+			s.last = fmt.Sprintf("the engine listens at %s only", l.Addr)
 			continue
 		}
 		at := netip.AddrPortFrom(s.wait.Host, l.Addr.Port())
 		s.asked++
 		got, err := s.prober.get(ctx, at, s.wait.Path)
 		switch {
+		case err != nil && ctx.Err() != nil && s.asked > 1: // Cut short by us: the answer before says more.
 		case err != nil:
 			s.last = err.Error()
 		case got.status == s.wait.Status:
@@ -152,9 +157,6 @@ func (s *search) look(ctx context.Context) (netip.AddrPort, error) {
 		default:
 			s.last = fmt.Sprintf("%s%s answered %d", at, s.wait.Path, got.status)
 		}
-	}
-	if len(found.Ours) == 0 {
-		s.last = "the engine does not listen yet"
 	}
 	return netip.AddrPort{}, nil
 }

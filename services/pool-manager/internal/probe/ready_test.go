@@ -205,11 +205,10 @@ func TestReadyEndsWithTheEngine(t *testing.T) {
 // the socket may.
 func TestReadyDoesNotWaitForAnAnswerOfTheDead(t *testing.T) {
 	t.Parallel()
-	asked, release := make(chan struct{}), make(chan struct{})
-	t.Cleanup(func() { close(release) })
-	e := engineAt(serve(t, func(http.ResponseWriter, *http.Request) {
+	asked := make(chan struct{})
+	e := engineAt(serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		close(asked)
-		<-release
+		<-r.Context().Done()
 	}))
 	go func() {
 		<-asked
@@ -260,8 +259,7 @@ func TestReadyIsCancelled(t *testing.T) {
 	}
 }
 
-// TestReadyWakesOnAHint waits long enough for pauses to have grown, and then hints: the answer comes long before the next
-// look would. A closed hint is none.
+// TestReadyWakesOnAHint waits until pauses have grown, and then hints.
 func TestReadyWakesOnAHint(t *testing.T) {
 	t.Parallel()
 	var ready atomic.Bool
@@ -281,21 +279,37 @@ func TestReadyWakesOnAHint(t *testing.T) {
 		}
 		result <- got
 	}()
+	limit := time.After(patience)
 	for before := int64(-1); before != e.looks.Load(); { // Until a pause of 40 ms is seen, which comes after two seconds.
 		before = e.looks.Load()
-		<-time.After(40 * time.Millisecond)
+		select {
+		case <-time.After(40 * time.Millisecond):
+		case <-limit:
+			t.Fatalf("%d looks within %v: pauses do not grow", before, patience)
+		}
 	}
 	ready.Store(true)
 	begun := time.Now()
 	hint <- struct{}{}
-	close(hint)
 	got := <-result
 	if got.Endpoint != at {
 		t.Fatalf("Ready: got %+v", got)
 	}
 	t.Logf("found %v after the hint, %d questions in %v", time.Since(begun), got.Asked, got.Took)
-	if got.Asked > 400 {
-		t.Errorf("asked %d times in %v: pauses do not grow", got.Asked, got.Took)
+}
+
+// TestReadyTakesAClosedHintForNone would look without a pause otherwise.
+func TestReadyTakesAClosedHintForNone(t *testing.T) {
+	t.Parallel()
+	e, hint := engineAt(), make(chan struct{})
+	close(hint)
+	w := wait(e)
+	w.Hint = hint
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := newProber(t, Config{}).Ready(ctx, w)
+	if most := int64(100/2 + 2); reason.Of(err) != reason.WorkerStartTimeout || e.looks.Load() > most {
+		t.Errorf("Ready: %v after %d looks, want a timeout after at most %d", err, e.looks.Load(), most)
 	}
 }
 
@@ -375,4 +389,64 @@ func start(t testing.TB, h *process.Host, s processtest.Script) *process.Process
 		}
 	})
 	return p
+}
+
+// BenchmarkReady tells how long after an engine got ready that is noticed, and compares with asking every millisecond.
+func BenchmarkReady(b *testing.B) {
+	h, err := process.New()
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := start(b, h, processtest.Script{})
+	for _, load := range []time.Duration{20 * time.Millisecond, 160 * time.Millisecond, time.Second} {
+		for _, how := range []string{"hint", "poll", "loop"} {
+			b.Run(fmt.Sprintf("load=%v/by=%s", load, how), func(b *testing.B) {
+				var late time.Duration
+				for b.Loop() {
+					late += lateness(b, p, load, how)
+				}
+				b.ReportMetric(float64(late)/float64(b.N)/float64(time.Millisecond), "ms-late")
+			})
+		}
+	}
+}
+
+// lateness is how long after it got ready an engine was found ready. Sockets are looked up for a real process, as usual.
+func lateness(b *testing.B, p *process.Process, load time.Duration, how string) time.Duration {
+	b.Helper()
+	var ready atomic.Bool
+	at := serve(b, func(w http.ResponseWriter, _ *http.Request) {
+		if !ready.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	ours := process.Sockets{Ours: []process.Listener{{Addr: at}}}
+	e := &fakeEngine{done: make(chan struct{}), see: func(int64) (process.Sockets, error) {
+		_, err := p.Sockets(0)
+		return ours, err
+	}}
+	hint, readyAt := make(chan struct{}, 1), make(chan time.Time, 1)
+	time.AfterFunc(load, func() {
+		ready.Store(true)
+		readyAt <- time.Now()
+		if how == "hint" {
+			hint <- struct{}{}
+		}
+	})
+	prober := newProber(b, Config{})
+	if how == "loop" {
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for got, err := prober.get(b.Context(), at, "/health"); err != nil || got.status != http.StatusOK; got, err = prober.get(b.Context(), at, "/health") {
+			<-tick.C
+		}
+	} else {
+		w := wait(e)
+		w.Hint = hint
+		if _, err := prober.Ready(b.Context(), w); err != nil {
+			b.Fatal(err)
+		}
+	}
+	found := time.Now()
+	return found.Sub(<-readyAt)
 }

@@ -12,7 +12,6 @@ import (
 	"io"
 	"io/fs"
 	"path"
-	"path/filepath"
 	"strings"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
@@ -221,11 +220,7 @@ func cleanName(stored string) (string, error) {
 			return "", refuse(stored, "has too long a name")
 		}
 	}
-	name := path.Clean(stored)
-	if !filepath.IsLocal(name) {
-		return "", refuse(stored, "has a name outside the archive")
-	}
-	return name, nil
+	return path.Clean(stored), nil
 }
 
 func damaged(err error) error {

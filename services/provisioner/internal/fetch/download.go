@@ -190,7 +190,7 @@ func (t *transfer) resumePoint() (validator, error) {
 	sameServer := noteErr == nil && known.Address == t.artifact.address
 	switch {
 	case known.SizeBytes > 0 && t.partial.Offset() > known.SizeBytes,
-		t.artifact.want == "" && t.artifact.integrity == "" && !(sameServer && known.ETag != ""):
+		t.artifact.want == "" && t.artifact.integrity == "" && (!sameServer || known.ETag == ""):
 		return validator{}, t.partial.Reset()
 	case !sameServer:
 		known.ETag = ""

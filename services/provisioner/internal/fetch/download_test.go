@@ -46,6 +46,8 @@ func TestDownload(t *testing.T) {
 		{name: "busy", faults: []fault{answer(503, "", "", "busy"), answer(429, "Retry-After", "0", ""), answer(500, "", "", "")}, ranges: []string{"", "", "", ""}},
 		{name: "busy half-way", faults: []fault{cutAfter(half, -1), answer(502, "", "", "<html>")}, ranges: []string{"", "bytes=300000-", "bytes=300000-"}},
 		{name: "other range", faults: []fault{cutAfter(half, -1), answer(206, "Content-Range", "bytes 0-639999/640000", body)}, ranges: []string{"", "bytes=300000-", ""}},
+		{name: "part of a range", faults: []fault{cutAfter(half, -1), answer(206, "Content-Range", "bytes 300000-399999/640000", body[half:400_000])},
+			ranges: []string{"", "bytes=300000-", "bytes=400000-"}},
 		{name: "unreadable range", faults: []fault{cutAfter(half, -1), answer(206, "Content-Range", "bytes */*", "x")}, ranges: []string{"", "bytes=300000-", ""}},
 		{name: "range that nobody asked for", faults: []fault{answer(206, "Content-Range", "bytes 0-639999/640000", body)}, ranges: []string{"", ""}},
 		{name: "all in place of a range", faults: []fault{cutAfter(half, -1), answer(200, "Content-Length", "640000", body)}, ranges: []string{"", "bytes=300000-"}},
@@ -57,7 +59,12 @@ func TestDownload(t *testing.T) {
 			t.Parallel()
 			f, s := newFixture(t), newServer(t, body, test.faults...)
 			var last, total int64
-			result, err := f.Fetch(t.Context(), fetch.Request{Ref: s.ref(t), Want: sha(body)}, func(d, n int64) { last, total = d, n })
+			result, err := f.Fetch(t.Context(), fetch.Request{Ref: s.ref(t), Want: sha(body)}, func(d, n int64) {
+				last, total = d, n
+				if d > n && n > 0 {
+					t.Errorf("progress is %d of %d", d, n)
+				}
+			})
 			must(t, err)
 			content, err := os.ReadFile(result.Blob.Path)
 			must(t, err)
@@ -288,6 +295,7 @@ func TestRedirects(t *testing.T) {
 	for _, test := range []struct {
 		name, from, to string
 		want           reason.Reason
+		text           string
 	}{
 		{name: "public to public", from: "https://9.9.9.9/a", to: "https://8.8.8.8/b"},
 		{name: "to itself", from: "https://9.9.9.9/a", to: "/b"},
@@ -303,16 +311,35 @@ func TestRedirects(t *testing.T) {
 		{name: "public to the link", from: "https://9.9.9.9/a", to: "https://169.254.169.254/latest", want: reason.UntrustedArtifact},
 		{name: "private to the link", from: "https://10.0.0.1/a", to: "https://169.254.169.254/latest", want: reason.UntrustedArtifact},
 		{name: "unencrypted", from: "https://9.9.9.9/a", to: "http://8.8.8.8/b", want: reason.UntrustedArtifact},
-		{name: "for ever", from: "https://9.9.9.9/a", to: "https://9.9.9.9/a", want: reason.FetchFailed},
+		{name: "public to mapped carrier", from: "https://9.9.9.9/a", to: "https://[::ffff:100.64.1.1]/b", want: reason.UntrustedArtifact, text: "refused"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, func(cfg *fetch.Config) { cfg.Client = &http.Client{Transport: publicServer{test.from: test.to}} })
 			_, err := f.Fetch(t.Context(), fetch.Request{Ref: mustParse(t, test.from), Want: sha(body), Field: "uri"}, nil)
-			if got := reason.Of(err); got != test.want {
-				t.Errorf("got %v (%v), want %v", got, err, test.want)
+			if got := reason.Of(err); got != test.want || err != nil && !strings.Contains(err.Error(), test.text) {
+				t.Errorf("got %v (%v), want %v with %q", got, err, test.want, test.text)
 			}
 		})
+	}
+}
+
+// endlessRedirect leads back to where it was asked, and counts.
+type endlessRedirect struct{ requests int }
+
+func (e *endlessRedirect) RoundTrip(r *http.Request) (*http.Response, error) {
+	e.requests++
+	return publicServer{r.URL.String(): r.URL.String()}.RoundTrip(r)
+}
+
+func TestRedirectsEnd(t *testing.T) {
+	t.Parallel()
+	endless := &endlessRedirect{}
+	f := newFixture(t, func(cfg *fetch.Config) { cfg.Client = &http.Client{Transport: endless} })
+	_, err := f.Fetch(t.Context(), fetch.Request{Ref: mustParse(t, "https://9.9.9.9/a"), Want: sha(body), Field: "uri"}, nil)
+	wantReason(t, err, reason.FetchFailed, "uri", "more than 10 times")
+	if endless.requests != 10 {
+		t.Errorf("%d requests, want 10", endless.requests)
 	}
 }
 

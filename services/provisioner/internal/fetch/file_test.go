@@ -13,6 +13,7 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/fetch"
+	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
 )
 
 // layOut makes the folders "allowed" and "secret" with what the tests of file references name.
@@ -111,6 +112,30 @@ func TestChangedFileIsFetchedAgain(t *testing.T) {
 	}
 	if _, err := f.store.Blob(sha(body)); err == nil {
 		t.Error("the old content is still promised, and its file has the new one")
+	}
+}
+
+// crossDevice is a disk on which files outside the store can only be copied.
+type crossDevice struct{ store.FS }
+
+func (crossDevice) LinkOpen(*os.File, string) error { return syscall.EXDEV }
+
+func TestChangedFileOfAnotherFileSystem(t *testing.T) {
+	t.Parallel()
+	far, err := store.Open(store.Config{Root: filepath.Join(t.TempDir(), "root"), FS: crossDevice{store.OperatingSystem()}})
+	must(t, err)
+	t.Cleanup(func() { _ = far.Close() })
+	f := newFixture(t, func(cfg *fetch.Config) { cfg.Store = far })
+	layOut(t, f.dir)
+	path := filepath.Join(f.dir, "allowed", "sub", "a.gguf")
+	req := fetch.Request{Ref: mustParse(t, "file:"+path)}
+	_, err = f.Fetch(t.Context(), req, nil)
+	must(t, err)
+	must(t, errors.Join(os.WriteFile(path, []byte(other), 0o644), os.Chtimes(path, time.Time{}, time.Now().Add(time.Second))))
+	result, err := f.Fetch(t.Context(), req, nil)
+	must(t, err)
+	if result.Blob.Digest != sha(other) {
+		t.Errorf("got %s, want the new content", result.Blob.Digest)
 	}
 }
 

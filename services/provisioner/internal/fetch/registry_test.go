@@ -104,7 +104,8 @@ func (r *registry) index(t *testing.T, contents map[string]string) {
 	r.pages["/simple/tiny/"] = string(text)
 }
 
-func (r *registry) pack(name, escaped, version, tarball string) {
+func (r *registry) pack(name, escaped, tarball string) {
+	const version = "1.0.0"
 	sum := sha512.Sum512([]byte(tarball))
 	r.pages["/npm/"+escaped+"/-/"+version+".tgz"] = tarball
 	r.pages["/npm/"+escaped+"/"+version] = `{"name":"` + name + `","dist":{"tarball":"` + r.URL + "/npm/" + escaped + "/-/" + version + `.tgz","integrity":"sha1-x sha512-` +
@@ -167,7 +168,7 @@ func TestRegistryIsNotAskedTwice(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)
 	r.index(t, map[string]string{"tiny-1.0-py3-none-any.whl": wheelOf(t, map[string]string{"a": "1", "b": "2"})})
-	r.pack("tiny", "tiny", "1.0.0", tarballOf(t, map[string]string{"package/a": "1"}))
+	r.pack("tiny", "tiny", tarballOf(t, map[string]string{"package/a": "1"}))
 	f := newFixture(t, r.use)
 	for _, ref := range []string{"pypi:tiny==1.0/a", "npm:tiny@1.0.0/a"} {
 		_, err := f.Fetch(t.Context(), fetch.Request{Ref: mustParse(t, ref)}, nil)
@@ -248,8 +249,8 @@ func TestFetchFromNPM(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)
 	tarball := tarballOf(t, map[string]string{"package/llama/repo.bundle": body, "package/package.json": "{}"})
-	r.pack("tiny", "tiny", "1.0.0", tarball)
-	r.pack("@s/tiny", "@s%2ftiny", "1.0.0", tarball)
+	r.pack("tiny", "tiny", tarball)
+	r.pack("@s/tiny", "@s%2ftiny", tarball)
 	for _, test := range []struct{ name, ref, want, base string }{
 		{name: "package", ref: "npm:tiny@1.0.0", want: tarball, base: "tiny-1.0.0.tgz"},
 		{name: "member", ref: "npm:tiny@1.0.0/llama/repo.bundle", want: body, base: "repo.bundle"},
@@ -278,7 +279,7 @@ func TestFetchFromNPM(t *testing.T) {
 func TestNPMRefuses(t *testing.T) {
 	t.Parallel()
 	r := newRegistry(t)
-	r.pack("tampered", "tampered", "1.0.0", "good")
+	r.pack("tampered", "tampered", "good")
 	r.pages["/npm/tampered/-/1.0.0.tgz"] = "bad"
 	r.pages["/npm/bare/1.0.0"] = `{"dist":{"tarball":"` + r.URL + `/npm/bare.tgz","shasum":"x"}}`
 	r.pages["/npm/empty/1.0.0"] = `{}`

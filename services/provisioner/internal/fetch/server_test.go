@@ -77,12 +77,12 @@ func (s *server) ref(t *testing.T) fetch.Ref {
 }
 
 // cutAfter promises the whole answer and ends the connection after n bytes of it; lingering none means a reset.
-func cutAfter(n int, linger int) fault {
+func cutAfter(n, linger int) fault {
 	return func(w http.ResponseWriter, r *http.Request, s *server) {
 		recorder := httptest.NewRecorder()
 		s.serve(recorder, r)
 		body := recorder.Body.Bytes()
-		conn, out, err := w.(http.Hijacker).Hijack()
+		conn, out, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			panic(err)
 		}
@@ -170,10 +170,10 @@ func mustParse(t *testing.T, text string) fetch.Ref {
 	return ref
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
+func must(tb testing.TB, err error) {
+	tb.Helper()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
 )
@@ -168,8 +170,12 @@ func TestBlobChangedInPlaceIsAbsent(t *testing.T) {
 		}},
 		{name: "replaced by a link", change: func(t *testing.T, path string) {
 			t.Helper()
+			info, err := os.Stat(path)
+			must(t, err)
 			must(t, os.Remove(path))
-			must(t, os.Symlink("/etc/hostname", path))
+			must(t, os.Symlink("/proc/self/status", path)) // as long as the content, and made as old
+			when := unix.NsecToTimespec(info.ModTime().UnixNano())
+			must(t, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{when, when}, unix.AT_SYMLINK_NOFOLLOW))
 		}},
 		{name: "without its sidecar", change: func(t *testing.T, path string) {
 			t.Helper()

@@ -44,7 +44,7 @@ func (s *Store) Engine(key string) (Engine, error) {
 	var m engineManifest
 	dir := s.path("engines", key)
 	err := s.loadTree(dir, func(manifest json.RawMessage) (bool, error) {
-		if json.Unmarshal(manifest, &m) != nil || m.Key != key {
+		if readable := json.Unmarshal(manifest, &m) == nil; !readable || m.Key != key {
 			return false, nil
 		}
 		for _, file := range m.Files {

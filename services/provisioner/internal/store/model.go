@@ -63,7 +63,7 @@ func (s *Store) Model(id string) (Model, error) {
 	dir := s.path("models", id)
 	files := filepath.Join(dir, filesName)
 	err := s.loadTree(dir, func(manifest json.RawMessage) (bool, error) {
-		if json.Unmarshal(manifest, &record) != nil || record.ID != id {
+		if readable := json.Unmarshal(manifest, &record) == nil; !readable || record.ID != id {
 			return false, nil
 		}
 		for i := range record.Files {

@@ -34,7 +34,7 @@ func scenarios() []scenario {
 		{name: "resume and commit", prepare: leavePartial, do: resumeContent, check: checkBlob},
 		{name: "import by link", prepare: writeUserFile, do: importUserFile, check: checkBlob},
 		{name: "engine", do: publishEngine, check: checkEngine},
-		{name: "model", prepare: func(t *testing.T, s *store.Store, dir string) { must(t, commitContent(s, dir)) }, do: publishModel, check: checkModel},
+		{name: "model", prepare: leaveBlob, do: publishModel, check: checkModel},
 		{name: "prepared record", do: func(s *store.Store, _ string) error { return s.PutPrepared("p1", []byte(`{"a":1}`)) }, check: checkPrepared},
 		{name: "resolution", do: func(s *store.Store, _ string) error { return s.PutResolution("main", "abc") }, check: checkResolution},
 	}
@@ -62,6 +62,11 @@ func commitContent(s *store.Store, _ string) error {
 	}
 	_, err = p.Commit(ctx, contentDigest())
 	return err
+}
+
+func leaveBlob(t *testing.T, s *store.Store, dir string) {
+	t.Helper()
+	must(t, commitContent(s, dir))
 }
 
 func leavePartial(t *testing.T, s *store.Store, _ string) {
