@@ -21,10 +21,9 @@ import (
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
-
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/pkg/serverkit"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/lifecycle"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/provision"
@@ -95,12 +94,12 @@ func exitCode(err error) int {
 }
 
 // run builds everything, serves until ctx ends, and drains the node.
-func run(ctx context.Context, config Config, version string, log *zap.Logger) error {
+func run(ctx context.Context, config Config, version string, log *zap.Logger) (err error) {
 	records, err := state.Open(state.Config{Dir: config.StateDir})
 	if err != nil {
 		return stateError{err}
 	}
-	defer records.Close()
+	defer func() { err = errors.Join(err, records.Close()) }()
 	host, err := process.New()
 	if err != nil {
 		return err
@@ -113,13 +112,13 @@ func run(ctx context.Context, config Config, version string, log *zap.Logger) er
 	go func() { reaped <- host.Run(reaping) }()
 	defer func() {
 		stopReaping()
-		<-reaped
+		err = errors.Join(err, <-reaped)
 	}()
 	preparer, err := provision.New(config.Provisioner)
 	if err != nil {
 		return err
 	}
-	defer preparer.Close()
+	defer func() { err = errors.Join(err, preparer.Close()) }()
 	known, err := registry.New(registry.Config{})
 	if err != nil {
 		return err

@@ -22,7 +22,6 @@ import (
 	"go.uber.org/zap"
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/handoff"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/probe"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
@@ -69,7 +68,7 @@ func New(config Config) (*Launcher, error) {
 }
 
 // loopback is where engines listen.
-var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+func loopback() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, 1}) }
 
 // Request asks for one engine.
 type Request struct {

@@ -26,7 +26,7 @@ func (e *Engine) prove(ctx context.Context, verifying func()) error {
 	found, err := e.launcher.config.Prober.Ready(ctx, probe.Wait{
 		Engine:  e.process,
 		Holders: e.launcher.config.Host,
-		Host:    loopback,
+		Host:    loopback(),
 		Port:    e.request.Port,
 		Path:    contract.GetReady().GetPath(),
 		Status:  int(contract.GetReady().GetStatus()),

@@ -14,9 +14,8 @@ import (
 	"syscall"
 	"time"
 
-	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/trust"
@@ -143,7 +142,7 @@ func arguments(args []*enginev1.Argument, port uint16) ([]string, error) {
 		case *enginev1.Argument_Placeholder:
 			switch value.Placeholder {
 			case enginev1.Placeholder_PLACEHOLDER_HOST:
-				words[i] = loopback.String()
+				words[i] = loopback().String()
 			case enginev1.Placeholder_PLACEHOLDER_PORT:
 				words[i] = strconv.Itoa(int(port))
 			default:

@@ -13,24 +13,25 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
 
-func mustDrain(t *testing.T, pools *Pools, id registry.PoolID, options DrainOptions) DrainResult {
+// mustDrain drains pool a.
+func mustDrain(t *testing.T, pools *Pools, options DrainOptions) DrainResult {
 	t.Helper()
-	result, err := pools.Drain(t.Context(), id, options, ignoreDrain)
+	result, err := pools.Drain(t.Context(), "a", options, ignoreDrain)
 	if err != nil {
-		t.Fatalf("Drain(%s, %+v): %v", id, options, err)
+		t.Fatalf("Drain(%+v): %v", options, err)
 	}
 	return result
 }
 
 func TestDrainOfAnIdlePoolIsQuick(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world, pools *Pools, known *registry.Registry) {
+	inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
 		mustPreload(t, pools, spec("a", 2))
-		result := mustDrain(t, pools, "a", DrainOptions{Deadline: time.Hour})
+		result := mustDrain(t, pools, DrainOptions{Deadline: time.Hour})
 		if result.Forced || result.RequestsCut != 0 || result.Duration > time.Second || result.Pool.State != registry.StateStopped {
 			t.Errorf("result is %+v, want an unforced stop within a second", result)
 		}
 		w.audit(t)
-		if again := mustDrain(t, pools, "a", DrainOptions{}); again.Duration != 0 {
+		if again := mustDrain(t, pools, DrainOptions{}); again.Duration != 0 {
 			t.Errorf("a second drain took %s", again.Duration)
 		}
 	})
@@ -74,7 +75,7 @@ func TestDrainLooksTwice(t *testing.T) {
 			pass(10 * time.Second)
 			e.set(0, false)
 		}()
-		if result := mustDrain(t, pools, "a", DrainOptions{Deadline: time.Minute}); result.Forced || result.Duration < 10*time.Second {
+		if result := mustDrain(t, pools, DrainOptions{Deadline: time.Minute}); result.Forced || result.Duration < 10*time.Second {
 			t.Errorf("result is %+v, want the late request waited for", result)
 		}
 	})
@@ -85,7 +86,7 @@ func TestDrainForcesAtItsDeadline(t *testing.T) {
 		mustPreload(t, pools, spec("a", 2))
 		w.engine(t, "a-0").set(2, false)
 		w.engine(t, "a-1").set(1, false)
-		result := mustDrain(t, pools, "a", DrainOptions{Deadline: 5 * time.Second})
+		result := mustDrain(t, pools, DrainOptions{Deadline: 5 * time.Second})
 		if !result.Forced || result.RequestsCut != 3 || result.Duration < 5*time.Second || result.Duration > 6*time.Second {
 			t.Errorf("result is %+v, want 3 requests cut after 5 s", result)
 		}
@@ -101,7 +102,7 @@ func TestDrainOfAnEngineThatDoesNotSay(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
 		mustPreload(t, pools, spec("a", 1))
 		w.engine(t, "a-0").set(0, true)
-		result := mustDrain(t, pools, "a", DrainOptions{Deadline: 5 * time.Second})
+		result := mustDrain(t, pools, DrainOptions{Deadline: 5 * time.Second})
 		if !result.Forced || result.Duration < 5*time.Second {
 			t.Errorf("result is %+v, want it forced at the deadline", result)
 		}
@@ -112,7 +113,7 @@ func TestDrainWithoutDeadlineWaitsForNone(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
 		mustPreload(t, pools, spec("a", 1))
 		w.engine(t, "a-0").set(1, false)
-		if result := mustDrain(t, pools, "a", DrainOptions{}); !result.Forced || result.Duration > time.Second {
+		if result := mustDrain(t, pools, DrainOptions{}); !result.Forced || result.Duration > time.Second {
 			t.Errorf("result is %+v, want it forced at once", result)
 		}
 	})
@@ -123,7 +124,7 @@ func TestDrainGivesUp(t *testing.T) {
 		mustPreload(t, pools, spec("a", 2))
 		e := w.engine(t, "a-0")
 		e.set(1, false)
-		result := mustDrain(t, pools, "a", DrainOptions{Deadline: 5 * time.Second, GiveUp: true})
+		result := mustDrain(t, pools, DrainOptions{Deadline: 5 * time.Second, GiveUp: true})
 		if !result.GaveUp || result.Forced || result.RequestsCut != 0 || !e.offered {
 			t.Errorf("result is %+v, want it given up and offered again", result)
 		}
@@ -140,7 +141,7 @@ func TestDrainThatGivesUpKeepsACrashInMind(t *testing.T) {
 			pass(time.Second)
 			w.engine(t, "a-1").crash()
 		}()
-		mustDrain(t, pools, "a", DrainOptions{Deadline: 5 * time.Second, GiveUp: true})
+		mustDrain(t, pools, DrainOptions{Deadline: 5 * time.Second, GiveUp: true})
 		wantState(t, known, "a", registry.StateFailed)
 		w.audit(t, "a-0")
 	})
@@ -155,7 +156,7 @@ func TestDrainOfAnEngineThatEndsMeanwhile(t *testing.T) {
 			pass(time.Second)
 			e.crash()
 		}()
-		result := mustDrain(t, pools, "a", DrainOptions{Deadline: time.Hour})
+		result := mustDrain(t, pools, DrainOptions{Deadline: time.Hour})
 		if result.Duration > 5*time.Second {
 			t.Errorf("drain took %s after the engine had ended", result.Duration)
 		}
@@ -169,7 +170,7 @@ func TestDrainCancelsALoad(t *testing.T) {
 		synctest.Wait()
 		_, err := pools.Drain(t.Context(), "a", DrainOptions{}, ignoreDrain)
 		wantReason(t, err, reason.PoolNotFound) // A new pool whose load is cancelled is gone.
-		wantNoPool(t, known, "a")
+		wantNoPool(t, known)
 		w.audit(t)
 	})
 }
@@ -179,11 +180,11 @@ func TestDrainAttaches(t *testing.T) {
 		mustPreload(t, pools, spec("a", 1))
 		w.engine(t, "a-0").set(1, false)
 		first := make(chan DrainResult, 1)
-		go func() { first <- mustDrain(t, pools, "a", DrainOptions{Deadline: 5 * time.Second}) }()
+		go func() { first <- mustDrain(t, pools, DrainOptions{Deadline: 5 * time.Second}) }()
 		synctest.Wait()
 		_, err := pools.Preload(t.Context(), spec("a", 1), "", ignoreLoad)
 		wantReason(t, err, reason.PoolDraining)
-		second := mustDrain(t, pools, "a", DrainOptions{Deadline: time.Hour})
+		second := mustDrain(t, pools, DrainOptions{Deadline: time.Hour})
 		if got := <-first; got.Duration != second.Duration || second.Duration > 6*time.Second {
 			t.Errorf("drains took %s and %s, want the first deadline for both", got.Duration, second.Duration)
 		}
@@ -213,7 +214,7 @@ func TestStopThatFailsMayBeRepeated(t *testing.T) {
 		wantState(t, known, "a", registry.StateFailed)
 		w.audit(t, "a-0") // Still there, and still ours.
 		wantReason(t, pools.Delete("a"), reason.PoolBusy)
-		mustDrain(t, pools, "a", DrainOptions{})
+		mustDrain(t, pools, DrainOptions{})
 		wantState(t, known, "a", registry.StateStopped)
 	})
 }

@@ -15,9 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
 
@@ -71,10 +70,11 @@ func wantState(t *testing.T, known *registry.Registry, id registry.PoolID, want 
 	}
 }
 
-func wantNoPool(t *testing.T, known *registry.Registry, id registry.PoolID) {
+// wantNoPool fails if there is a pool a.
+func wantNoPool(t *testing.T, known *registry.Registry) {
 	t.Helper()
-	if pool, ok := known.Get(id); ok {
-		t.Errorf("pool %s is %s, want none", id, pool.State)
+	if pool, ok := known.Get("a"); ok {
+		t.Errorf("pool a is %s, want none", pool.State)
 	}
 }
 
@@ -149,7 +149,7 @@ func TestPreloadOfPrepared(t *testing.T) {
 	inBubble(t, func(t *testing.T, _ *world, pools *Pools, known *registry.Registry) {
 		_, err := pools.Preload(t.Context(), registry.Spec{ID: "a", PreparedID: "unknown", Replicas: 1}, "", ignoreLoad)
 		wantReason(t, err, reason.PreparedNotFound)
-		wantNoPool(t, known, "a")
+		wantNoPool(t, known)
 		mustPreload(t, pools, registry.Spec{ID: "a", PreparedID: "known", Replicas: 1})
 	})
 }
@@ -159,7 +159,7 @@ func TestFailedPrepareLeavesEverythingAsItWas(t *testing.T) {
 		w.prepareErr = reason.New(reason.DigestMismatch, "other bytes")
 		_, err := pools.Preload(t.Context(), spec("a", 1), "", ignoreLoad)
 		wantReason(t, err, reason.DigestMismatch)
-		wantNoPool(t, known, "a")
+		wantNoPool(t, known)
 
 		w.prepareErr = nil
 		mustPreload(t, pools, spec("b", 1))
@@ -211,7 +211,7 @@ func TestCancelLeavesNothing(t *testing.T) {
 					t.Errorf("Cancel = %t, %v, want true", cancelled, err)
 				}
 				w.audit(t)
-				wantNoPool(t, known, "a")
+				wantNoPool(t, known)
 				wantReason(t, <-caller, reason.Cancelled)
 				if w.deletedLog["a"] != 1 {
 					t.Errorf("logs were deleted %d times, want once", w.deletedLog["a"])
@@ -292,7 +292,7 @@ func TestDelete(t *testing.T) {
 		if err := pools.Delete("a"); err != nil {
 			t.Errorf("Delete: %v", err)
 		}
-		wantNoPool(t, known, "a")
+		wantNoPool(t, known)
 		if w.deletedLog["a"] != 1 {
 			t.Errorf("logs were deleted %d times, want once", w.deletedLog["a"])
 		}

@@ -36,12 +36,13 @@ func newPool(id registry.PoolID, pools *Pools) *pool {
 }
 
 // update changes the pool's snapshot and tells everybody.
-func (p *pool) update(change func(*registry.Pool)) *registry.Pool {
+func (p *pool) update(change func(*registry.Pool)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.updateLocked(change)
+	p.updateLocked(change)
 }
 
+// updateLocked is update for a caller who holds the lock. It returns the new snapshot.
 func (p *pool) updateLocked(change func(*registry.Pool)) *registry.Pool {
 	from := p.snapshot.State
 	p.snapshot.Replicas = slices.Clone(p.snapshot.Replicas) // The old slice belongs to the old snapshot.

@@ -7,9 +7,8 @@ import (
 	"encoding/base64"
 	"slices"
 
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
-
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
 

@@ -8,9 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
-
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/enginelog"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
@@ -120,7 +119,7 @@ type logWriter struct {
 }
 
 func (w *logWriter) line(line enginelog.Line) error {
-	if w.message != nil && (line.Gap || len(w.message.GetData())+len(line.Text)+1 > maxLogMessage) {
+	if w.message != nil && (line.Gap || len(w.message.GetData())+len(line.Text) >= maxLogMessage) {
 		if err := w.flush(); err != nil {
 			return err
 		}

@@ -11,9 +11,8 @@ import (
 	"errors"
 	"fmt"
 
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
-
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/lifecycle"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )

@@ -3,6 +3,7 @@
 package state
 
 import (
+	"bytes"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -47,7 +48,7 @@ func (m *memFS) crashed(random *rand.Rand) *memFS {
 	survivor := func(f *memFile) *memFile {
 		if files[f] == nil {
 			data := f.synced
-			if string(f.data) != string(f.synced) {
+			if !bytes.Equal(f.data, f.synced) {
 				switch random.IntN(3) {
 				case 0:
 					data = f.data
