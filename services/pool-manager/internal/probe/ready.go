@@ -132,7 +132,7 @@ func (s *search) look(ctx context.Context) (netip.AddrPort, error) {
 	found, err := s.wait.Engine.Sockets(s.wait.Port)
 	if err != nil {
 		s.last = err.Error()
-		return netip.AddrPort{}, nil
+		return netip.AddrPort{}, nil //nolint:nilerr // It may work the next time; the error is what was seen last.
 	}
 	if taken, err := s.taken(found.Foreign); taken || err != nil {
 		return netip.AddrPort{}, err

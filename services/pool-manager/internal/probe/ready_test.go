@@ -11,10 +11,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
@@ -259,43 +261,46 @@ func TestReadyIsCancelled(t *testing.T) {
 	}
 }
 
-// TestReadyWakesOnAHint waits until pauses have grown, and then hints.
-func TestReadyWakesOnAHint(t *testing.T) {
+// TestReadyLooksAtOnceOnAHint counts the moments of the looks on a clock of its own: pauses grow with the load time, and
+// a hint is followed at once, and by short pauses again.
+func TestReadyLooksAtOnceOnAHint(t *testing.T) {
 	t.Parallel()
-	var ready atomic.Bool
-	at := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		if !ready.Load() {
-			w.WriteHeader(http.StatusServiceUnavailable)
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		var looks []time.Duration
+		e := &fakeEngine{done: make(chan struct{}), see: func(int64) (process.Sockets, error) {
+			looks = append(looks, time.Since(begun))
+			return process.Sockets{}, nil
+		}}
+		hint := make(chan struct{}, 1)
+		w := wait(e)
+		w.Hint = hint
+		const hintAt = 10*time.Second + 7*time.Millisecond
+		time.AfterFunc(hintAt, func() { hint <- struct{}{} })
+		ctx, cancel := context.WithTimeout(t.Context(), hintAt+time.Second)
+		defer cancel()
+		if _, err := newProber(t, Config{}).Ready(ctx, w); reason.Of(err) != reason.WorkerStartTimeout {
+			t.Fatalf("Ready: %v", err)
+		}
+		at := slices.Index(looks, hintAt)
+		if at < 0 {
+			t.Fatalf("no look at %v: %v", hintAt, looks)
+		}
+		for _, tt := range []struct {
+			name  string
+			look  int
+			pause time.Duration
+		}{
+			{"first", 0, shortestPause}, {"late", at - 2, longestPause}, {"after the hint", at, shortestPause},
+		} {
+			if got := looks[tt.look+1] - looks[tt.look]; got != tt.pause {
+				t.Errorf("%s pause: got %v, want %v", tt.name, got, tt.pause)
+			}
+		}
+		if first := slices.IndexFunc(looks, func(d time.Duration) bool { return d >= time.Second }); first > 300 {
+			t.Errorf("%d looks in the first second, want at most 300", first)
 		}
 	})
-	e, hint := engineAt(at), make(chan struct{}, 1)
-	w := wait(e)
-	w.Hint = hint
-	result := make(chan Result, 1)
-	go func() {
-		got, err := newProber(t, Config{}).Ready(t.Context(), w)
-		if err != nil {
-			t.Error(err)
-		}
-		result <- got
-	}()
-	limit := time.After(patience)
-	for before := int64(-1); before != e.looks.Load(); { // Until a pause of 40 ms is seen, which comes after two seconds.
-		before = e.looks.Load()
-		select {
-		case <-time.After(40 * time.Millisecond):
-		case <-limit:
-			t.Fatalf("%d looks within %v: pauses do not grow", before, patience)
-		}
-	}
-	ready.Store(true)
-	begun := time.Now()
-	hint <- struct{}{}
-	got := <-result
-	if got.Endpoint != at {
-		t.Fatalf("Ready: got %+v", got)
-	}
-	t.Logf("found %v after the hint, %d questions in %v", time.Since(begun), got.Asked, got.Took)
 }
 
 // TestReadyTakesAClosedHintForNone would look without a pause otherwise.

@@ -93,11 +93,9 @@ func (p *Process) watch(ctx context.Context) {
 // collect takes the exit status of a child that has exited.
 func (p *Process) collect() {
 	var status unix.WaitStatus
-	pid, err := 0, error(nil)
-	for {
-		if pid, err = unix.Wait4(p.id.PID, &status, 0, nil); !errors.Is(err, unix.EINTR) {
-			break
-		}
+	pid, err := unix.Wait4(p.id.PID, &status, 0, nil)
+	for errors.Is(err, unix.EINTR) {
+		pid, err = unix.Wait4(p.id.PID, &status, 0, nil)
 	}
 	p.host.disown(p.id.PID)
 	switch {

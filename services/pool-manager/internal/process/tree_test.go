@@ -155,6 +155,22 @@ func TestStopSignals(t *testing.T) {
 	}
 }
 
+// TestKillAllReachesTheGroupAtOnce is about kernels that know it (Linux 6.9); Stop does without.
+func TestKillAllReachesTheGroupAtOnce(t *testing.T) {
+	t.Parallel()
+	p, _ := play(t, newHost(t), processtest.Script{Children: []processtest.Child{
+		{Script: processtest.Script{}}, {Script: processtest.Script{}, Detach: processtest.OwnSession},
+	}})
+	treeOf(t, p, 3)
+	if err := p.fd.signal(0, signalGroup); errors.Is(err, unix.EINVAL) {
+		return
+	}
+	p.killAll()
+	if left := treeOf(t, p, 1); left[0].SID == p.id.PID {
+		t.Errorf("left: %v, want the one of another session", left)
+	}
+}
+
 func TestStopToRootSparesTheRestUntilItIsGone(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
