@@ -4,10 +4,8 @@ package demo
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -104,18 +102,27 @@ func TestInterruptClearsUp(t *testing.T) {
 	}
 }
 
+func TestHurriedCleanUpKills(t *testing.T) {
+	t.Parallel()
+	show := startHost(t, faultHurry)
+	got := show.end(t)
+	for _, want := range []string{"engine-provisioner had to be killed", "pool-managerd had to be killed"} {
+		if !strings.Contains(got.Error, want) {
+			t.Errorf("the error is %q, want it to say %q", got.Error, want)
+		}
+	}
+}
+
 func TestKilledDemoLeavesNoDaemon(t *testing.T) {
 	t.Parallel()
-	show := startHost(t, faultHangs)
+	show := startHost(t, faultWaits)
 	testkit.Eventually(t, patience, "the engine loads", func() (bool, string) {
 		return strings.Contains(show.told(t), "phase     loading"), show.told(t)
 	})
-	var below []process
-	testkit.Eventually(t, patience, "two daemons and an engine run", func() (bool, string) {
-		below = descendants(show.command.Process.Pid)
-		return len(below) == 3, fmt.Sprint(below)
-	})
-	below = slices.DeleteFunc(below, func(p process) bool { return p.parent != show.command.Process.Pid })
+	below := descendants(show.command.Process.Pid)
+	if len(below) != 2 {
+		t.Errorf("the demo has %d processes below it, want its two daemons: %v", len(below), below)
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, p := range below {

@@ -31,6 +31,8 @@ const (
 	faultMissing = "missing" // a tool is not installed
 	faultDies    = "dies"    // the pool manager ends at its start
 	faultHangs   = "hangs"   // the engine never gets ready, and only a drain ends it
+	faultWaits   = "waits"   // the engine is never started
+	faultHurry   = "hurry"   // the person has no patience with the clean-up
 	faultOrphan  = "orphan"  // the pool manager leaves a process behind
 	faultCut     = "cut"     // the answer has no end
 	faultForced  = "forced"  // the drain had to use force
@@ -131,6 +133,9 @@ func (f *poolsFake) Preload(_ *poolv1.PreloadRequest, stream grpc.ServerStreamin
 		}
 	}
 	switch os.Getenv(faultVariable) {
+	case faultWaits:
+		<-f.drained
+		return reason.New(reason.Cancelled, "drained while loading")
 	case faultHangs:
 		engine := sleeper(context.WithoutCancel(stream.Context()), filepath.Dir(os.Args[0]))
 		if err := engine.Start(); err != nil {

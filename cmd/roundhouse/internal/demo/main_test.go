@@ -81,7 +81,12 @@ func host() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	report, err := demo.Run(ctx, context.WithoutCancel(ctx))
+	cleanup, hurry := context.WithCancel(context.WithoutCancel(ctx))
+	defer hurry()
+	if os.Getenv(faultVariable) == faultHurry {
+		hurry()
+	}
+	report, err := demo.Run(ctx, cleanup)
 	result := outcome{Report: report}
 	if err != nil {
 		result.Error = err.Error()

@@ -116,8 +116,8 @@ func render(p *plan.Plan) string {
 		fmt.Fprintf(&b, "%-16s %d cached=%-5t size=%d last=%s  %s\n", step.ID, step.Work, step.Cached, step.SizeBytes, step.LastDuration, step.Name)
 	}
 	launch := p.Spec.GetLaunch()
-	fmt.Fprintf(&b, "model %s as %s, %d slots of %d tokens, key %.8s\n", p.Spec.GetModel().GetUri(), p.Spec.GetModel().GetId(),
-		launch.GetSlots(), launch.GetContextTokens(), p.Key)
+	fmt.Fprintf(&b, "model %s as %s, %d slots of %d tokens\n", p.Spec.GetModel().GetUri(), p.Spec.GetModel().GetId(),
+		launch.GetSlots(), launch.GetContextTokens())
 	return b.String()
 }
 

@@ -193,6 +193,7 @@ func TestBlobChangedInPlaceIsAbsent(t *testing.T) {
 			must(t, publishModel(s, dir))
 			blob, err := s.Blob(contentDigest())
 			must(t, err)
+			must(t, errors.Join(os.Chmod(blob.Path, 0o644), os.Chmod(blob.Path+".json", 0o644)))
 			test.change(t, blob.Path)
 			if _, err := s.Blob(contentDigest()); !errors.Is(err, store.ErrAbsent) {
 				t.Errorf("got %v, want absent", err)

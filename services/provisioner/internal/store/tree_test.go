@@ -133,6 +133,7 @@ func TestDamagedTreeIsAbsent(t *testing.T) {
 			must(t, commitContent(s, dir))
 			for kind, publish := range map[string]func(*store.Store, string) error{"engines/e1": publishEngine, "models/m1": publishModel} {
 				must(t, publish(s, dir))
+				must(t, os.Chmod(filepath.Join(s.Root(), kind, "manifest.json"), 0o644))
 				must(t, test.damage(filepath.Join(s.Root(), kind)))
 			}
 			if checkEngine(t, s) || checkModel(t, s) {

@@ -27,8 +27,10 @@ const (
 	secondTermWait = 2 * time.Second
 )
 
-// required are the flags of every launch: a server that lacks one is too old.
-var required = [...]string{"--host", "--port", "--model", "--alias", "--ctx-size", "--parallel", "--metrics"}
+// required returns the flags of every launch: a server that lacks one is too old.
+func required() []string {
+	return []string{"--host", "--port", "--model", "--alias", "--ctx-size", "--parallel", "--metrics"}
+}
 
 // Env is the whole environment of a server or a probe. Nearly every flag has a variable of its own, so nothing is
 // inherited. The user's configuration file, which would set flags as well, is looked for where there is none.
@@ -40,7 +42,7 @@ func Env() map[string]string {
 // only if the server knows its first token), then the spec's own flags. A flag that is owned or unknown is INVALID_PARAMS;
 // a server without a flag that every launch needs is ENGINE_NOT_FOUND.
 func Launch(p engines.Program, probe engines.Probe, serving engines.Serving, always ...[]string) (engines.Launch, error) {
-	for _, name := range required {
+	for _, name := range required() {
 		if !knows(probe, name) {
 			return engines.Launch{}, reason.New(reason.EngineNotFound, fmt.Sprintf("the engine has no flag %s", name),
 				reason.Field("spec.engine"), reason.Meta("version", probe.Version), reason.Remedy("use a newer version of the engine"))

@@ -3,6 +3,7 @@
 package xllamacpp_test
 
 import (
+	"errors"
 	"bufio"
 	"bytes"
 	"os"
@@ -142,7 +143,10 @@ func ended(t *testing.T, cmd *exec.Cmd) int {
 	waited := make(chan error, 1)
 	go func() { waited <- cmd.Wait() }()
 	select {
-	case <-waited:
+	case err := <-waited:
+		if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
 		return cmd.ProcessState.ExitCode()
 	case <-time.After(20 * time.Second):
 		t.Fatal("the launcher does not end")
