@@ -82,6 +82,19 @@ func TestSocketsFindsOurListeners(t *testing.T) {
 	}
 }
 
+// TestSocketsJudgesAgain has a listener of our tree taken for foreign: that must not last.
+func TestSocketsJudgesAgain(t *testing.T) {
+	t.Parallel()
+	p, _ := play(t, newHost(t), processtest.Script{Children: []processtest.Child{{Script: processtest.Script{Listen: "127.0.0.1:0"}}}})
+	eventually(t, "it listens", func() bool { return len(socketsOfTree(t, p, 0).Ours) == 1 })
+	table, err := listeners()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.judge(table)
+	eventually(t, "it is found again", func() bool { return len(socketsOfTree(t, p, 0).Ours) == 1 })
+}
+
 func TestSocketsOfADeadRoot(t *testing.T) {
 	t.Parallel()
 	stranger := listen(t, "127.0.0.1:0")

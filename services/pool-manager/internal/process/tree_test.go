@@ -5,6 +5,7 @@ package process
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"syscall"
 	"testing"
@@ -208,26 +209,27 @@ func TestStopKeepsTimeForKill(t *testing.T) {
 	}
 }
 
-// ghost is a tree whose one member never goes; no process has its start time, so that none is signalled.
-type ghost struct{}
+// ghost is a tree whose one member never goes. Its pid is another process's, who must not be signalled.
+type ghost struct{ pid int }
 
-func (ghost) Tree() ([]Member, error) {
-	return []Member{{PID: 1, StartTicks: 1 << 62, State: 'D', Comm: "stuck"}}, nil
+func (g ghost) Tree() ([]Member, error) {
+	return []Member{{PID: g.pid, StartTicks: 1, State: 'D', Comm: "stuck"}}, nil
 }
-func (ghost) rootPID() int   { return 1 }
+func (g ghost) rootPID() int { return g.pid }
 func (ghost) killAll()       {}
 func (ghost) settle(_ []int) {}
 
 func TestStopReportsSurvivors(t *testing.T) {
 	t.Parallel()
+	bystander, _ := play(t, newHost(t), processtest.Script{})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	report, err := stop(ctx, ghost{}, Policy{})
+	report, err := stop(ctx, ghost{bystander.id.PID}, Policy{})
 	var survivors *SurvivorsError
 	if !errors.As(err, &survivors) || reason.Of(err) != reason.StopFailed || len(report.Survivors) != 1 {
 		t.Fatalf("stop: %+v, %v; want StopFailed with one survivor", report, err)
 	}
-	if got, want := survivors.Error(), "still alive: 1 stuck (D)"; got != want {
+	if got, want := survivors.Error(), fmt.Sprintf("still alive: %d stuck (D)", bystander.id.PID); got != want {
 		t.Errorf("error: got %q, want %q", got, want)
 	}
 	for _, s := range report.Signals {
@@ -235,6 +237,7 @@ func TestStopReportsSurvivors(t *testing.T) {
 			t.Errorf("a process with another start time was signalled: %+v", s)
 		}
 	}
+	treeOf(t, bystander, 1)
 }
 
 func TestSweepEndsAStartWhoseRootIsUnknown(t *testing.T) {

@@ -20,10 +20,9 @@ import (
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 
-	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
-
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/pkg/serverkit"
+	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/prepare"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/server"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"

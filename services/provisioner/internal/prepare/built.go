@@ -262,12 +262,20 @@ func inSpec(err error) error {
 	named := *found
 	named.Fields = slices.Clone(found.Fields)
 	for i, field := range named.Fields {
-		switch {
-		case field.Name == "model":
-			named.Fields[i].Name = plan.FieldModel
-		case strings.HasPrefix(field.Name, "engine."):
+		if strings.HasPrefix(field.Name, "engine.") {
 			named.Fields[i].Name = "spec." + field.Name
 		}
 	}
+	return &named
+}
+
+// at names field in an error that names none.
+func at(field string, err error) error {
+	found, ok := reason.As(err)
+	if !ok || len(found.Fields) > 0 {
+		return err
+	}
+	named := *found
+	named.Fields = []reason.FieldViolation{{Name: field}}
 	return &named
 }

@@ -14,7 +14,6 @@ import (
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
-
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/plan"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/preflight"
 )

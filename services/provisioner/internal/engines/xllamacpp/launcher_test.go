@@ -3,9 +3,9 @@
 package xllamacpp_test
 
 import (
-	"errors"
 	"bufio"
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
