@@ -100,9 +100,12 @@ func (s *Store) makeFolders() error {
 	return nil
 }
 
-// Close removes this process's temporary folder and releases its lock. Calls in flight must have ended.
+// Close removes this process's temporary folder and its lock. Calls in flight must have ended.
 func (s *Store) Close() error {
 	err := s.removeTree(s.scratch)
+	if err == nil { // Else the lock marks what the next Open is to remove.
+		err = s.fs.Remove(s.scratch + ".lock")
+	}
 	if lockErr := s.scratchLock.Close(); err == nil {
 		err = lockErr
 	}

@@ -80,3 +80,18 @@ func TestTempDirIsRemoved(t *testing.T) {
 		t.Errorf("got %v, want it gone", err)
 	}
 }
+
+func TestCloseLeavesNothingTemporary(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	s, err := store.Open(store.Config{Root: root})
+	must(t, err)
+	_, err = s.TempDir()
+	must(t, err)
+	must(t, s.Close())
+	left, err := os.ReadDir(filepath.Join(root, "tmp"))
+	must(t, err)
+	if len(left) > 0 {
+		t.Errorf("left in tmp after Close: %v", left)
+	}
+}
