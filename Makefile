@@ -54,7 +54,7 @@ e2e: need-test build tool-grpcurl ## Run only the tests that span both services,
 
 .PHONY: bench
 bench: need-test build ## Measure both services against an engine started by hand
-	go test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/bench/...
+	ROUNDHOUSE_TEST_PROGRAMS=$(CURDIR)/bin go test -run '^$$' -bench . -benchtime 20x -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/bench/...
 
 .PHONY: clean
 clean: ## Remove what build and tests made; the pinned tools in .bin stay

@@ -33,8 +33,8 @@ func (p Planner) engineSteps(plan *Plan) (steps []Step, key string) {
 		steps, key = p.sourceSteps(plan, source.SourceBuild)
 		subject = originOf(source.SourceBuild)
 	}
-	_, probed := p.Facts.Resolved(ProbeKey(plan.Kind.Traits(), key))
-	steps = append(steps, Step{ID: EngineProbe, Name: "ask " + name + " for its version and flags", Work: Probe, Cached: key != "" && probed})
+	_, probed := p.Facts.Probe(ProbeKey(plan.Kind.Traits(), key))
+	steps = append(steps, Step{ID: EngineProbe, Name: "ask " + name + " for its version and flags", Work: Probe, Cached: probed})
 	for i := range steps {
 		steps[i].DurationKey = durationKey(steps[i].ID, name+" "+subject)
 	}

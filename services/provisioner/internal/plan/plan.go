@@ -100,6 +100,8 @@ type Facts interface {
 	Engine(key string) bool
 	// Resolved returns what was kept under key.
 	Resolved(key string) (string, bool)
+	// Probe returns what the engine of a ProbeKey said of itself.
+	Probe(key string) (engines.Probe, bool)
 	// Tool returns what tells an installed tool from every other, if it has been looked for; for a compiler that is the
 	// whole toolchain.
 	Tool(name toolchain.Name) (string, bool)
@@ -148,12 +150,8 @@ func (p Planner) Plan(spec *enginev1.PrepareSpec) (*Plan, error) {
 func (p Planner) checkKnownFlags(plan *Plan, engineKey string) error {
 	traits := plan.Kind.Traits()
 	flags := plan.Spec.GetLaunch().GetFlags()
-	text, ok := p.Facts.Resolved(ProbeKey(traits, engineKey))
-	if engineKey == "" || !ok {
-		return engines.RefuseOwned(flags, traits.Owned)
-	}
-	var probe engines.Probe
-	if err := json.Unmarshal([]byte(text), &probe); err != nil {
+	probe, ok := p.Facts.Probe(ProbeKey(traits, engineKey))
+	if !ok {
 		return engines.RefuseOwned(flags, traits.Owned)
 	}
 	_, err := engines.CheckFlags(flags, traits.Owned, probe.Flags)

@@ -3,6 +3,7 @@
 package plan_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -51,6 +52,14 @@ func (w *world) Engine(key string) bool { return w.engines[key] }
 func (w *world) Resolved(key string) (string, bool) {
 	value, ok := w.resolved[key]
 	return value, ok
+}
+func (w *world) Probe(key string) (engines.Probe, bool) {
+	var probe engines.Probe
+	text, ok := w.resolved[key]
+	if ok {
+		ok = json.Unmarshal([]byte(text), &probe) == nil
+	}
+	return probe, ok
 }
 func (w *world) Tool(name toolchain.Name) (string, bool) {
 	identity, ok := w.tools[name]
@@ -152,6 +161,10 @@ func TestPlanGolden(t *testing.T) {
 			build, _ := proto.Clone(spec.GetEngine().GetSourceBuild()).(*enginev1.SourceBuild)
 			build.CpuTarget = enginev1.CpuTarget_CPU_TARGET_PORTABLE
 			w.engines[p.BuildKey(llamacpp.Kind{}, build, commit, "gcc 12")] = true
+			first, err := p.Plan(spec)
+			if err == nil { // it was recorded once, and its model is gone since
+				w.resolved[plan.RecordKey(first.Key)] = "sha256:" + sha
+			}
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -87,8 +87,8 @@ func TestABuildThatFailsLeavesNothingVisible(t *testing.T) {
 	f := newFixture(t)
 	f.builder.err = reason.New(reason.BuildFailed, "it does not compile", reason.Meta("first_error", "x.c:1: error"))
 	_, events, err := f.do(t.Context(), sourceSpec("v1"))
-	if reason.Of(err) != reason.BuildFailed {
-		t.Fatalf("Prepare: %v, want BUILD_FAILED", err)
+	if found, ok := reason.As(err); !ok || found.Reason != reason.BuildFailed || found.Metadata["first_error"] != "x.c:1: error" {
+		t.Fatalf("Prepare: %v, want BUILD_FAILED with the first error", err)
 	}
 	if step := ended(events)[plan.EngineBuild]; step.GetState() != enginev1.StepState_STEP_STATE_FAILED {
 		t.Errorf("build step %v, want failed", step)

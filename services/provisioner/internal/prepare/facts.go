@@ -31,10 +31,16 @@ type facts struct {
 
 	mu    sync.Mutex
 	known map[toolchain.Name]string
+	// probes holds the probes that were read last: an engine has hundreds of flags, and each plan looks for them. Their keys
+	// hold the engine's digest, so what they said once stays true.
+	probes map[string]engines.Probe
 }
 
+// maxProbes is more engines than are used on one machine at a time.
+const maxProbes = 32
+
 func newFacts(cfg Config) *facts {
-	return &facts{catalog: cfg.Catalog, store: cfg.Store, fetcher: cfg.Fetcher, tools: cfg.Tools, known: make(map[toolchain.Name]string)}
+	return &facts{catalog: cfg.Catalog, store: cfg.Store, fetcher: cfg.Fetcher, tools: cfg.Tools, known: make(map[toolchain.Name]string), probes: make(map[string]engines.Probe)}
 }
 
 // Fetched implements plan.Facts.
@@ -53,6 +59,29 @@ func (f *facts) Engine(key string) bool {
 func (f *facts) Resolved(key string) (string, bool) {
 	value, err := f.store.Resolution(key)
 	return value, err == nil
+}
+
+// Probe implements plan.Facts.
+func (f *facts) Probe(key string) (engines.Probe, bool) {
+	f.mu.Lock()
+	probe, ok := f.probes[key]
+	f.mu.Unlock()
+	if ok {
+		return probe, true
+	}
+	if probe, ok = recall[engines.Probe](f.store, key); ok {
+		f.keepProbe(key, probe)
+	}
+	return probe, ok
+}
+
+func (f *facts) keepProbe(key string, probe engines.Probe) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.probes) >= maxProbes {
+		clear(f.probes)
+	}
+	f.probes[key] = probe
 }
 
 // Tool implements plan.Facts.

@@ -173,7 +173,7 @@ type fixture struct {
 	stop     context.CancelFunc
 }
 
-func newFixture(t *testing.T, change ...func(*Config)) *fixture {
+func newFixture(t testing.TB, change ...func(*Config)) *fixture {
 	t.Helper()
 	root, err := filepath.EvalSymlinks(t.TempDir())
 	if err != nil {
@@ -229,7 +229,11 @@ func (f *fixture) run(_ context.Context, command runner.Command) (runner.Result,
 	}
 	text := "version: 1 (test)"
 	if command.Args[len(command.Args)-1] == "--help" {
-		text = "--host HOST\n--port PORT\n-m, --model FNAME\n-a, --alias STRING\n-c, --ctx-size N\n-np, --parallel N\n--metrics\n-t, --threads N\n--fit [on|off]"
+		help, err := os.ReadFile("../engines/llamacpp/testdata/help-v0.5.0.txt")
+		if err != nil {
+			return runner.Result{}, err
+		}
+		text = string(help)
 	}
 	for line := range strings.Lines(text) {
 		command.Lines(runner.Stdout, strings.TrimSuffix(line, "\n"))
@@ -237,7 +241,7 @@ func (f *fixture) run(_ context.Context, command runner.Command) (runner.Result,
 	return runner.Result{}, nil
 }
 
-func (f *fixture) write(t *testing.T, name string, content []byte) string {
+func (f *fixture) write(t testing.TB, name string, content []byte) string {
 	t.Helper()
 	path := filepath.Join(f.root, name)
 	if err := os.WriteFile(path, content, 0o644); err != nil {
@@ -314,7 +318,7 @@ func gguf(context uint32) []byte {
 	return b.Bytes()
 }
 
-func wheel(t *testing.T) []byte {
+func wheel(t testing.TB) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := zip.NewWriter(&b)

@@ -124,7 +124,8 @@ func (f *flights[T]) end(flight *flight[T], value T, err error) {
 	}
 	f.mu.Unlock()
 	close(flight.ended)
-	flight.track.hub.Close(outcomeOf(err))
+	// What failed has said so itself; what still runs was cut off because of it.
+	flight.track.hub.Close(progress.Outcome{State: enginev1.StepState_STEP_STATE_CANCELLED})
 }
 
 // leave takes one waiting away. When it was the last, the work is cancelled once the grace is over.
@@ -170,7 +171,7 @@ func (f *flight[T]) result(ctx context.Context) (T, error) {
 	}
 }
 
-// outcomeOf is how steps end that were running when the work ended with err.
+// outcomeOf is how a step ends whose work ended with err.
 func outcomeOf(err error) progress.Outcome {
 	switch {
 	case err == nil:

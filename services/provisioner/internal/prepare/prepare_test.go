@@ -249,11 +249,29 @@ func TestFailuresAreTyped(t *testing.T) {
 				if step.GetState() == enginev1.StepState_STEP_STATE_RUNNING {
 					t.Errorf("step %s was left running", id)
 				}
+				if step.GetState() == enginev1.StepState_STEP_STATE_FAILED && id != tt.failed {
+					t.Errorf("step %s failed because of another: %s", id, step.GetError())
+				}
 			}
 			if page, _, err := f.List(t.Context(), 0, ""); err != nil || len(page) != 0 {
 				t.Errorf("a failure left %d records, %v", len(page), err)
 			}
 		})
+	}
+}
+
+func TestWhatAFailureCutsOffIsCancelled(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.fetcher.hold = make(chan struct{})
+	spec := f.externalSpec(modelRef)
+	spec.GetEngine().GetExternal().Sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	_, events, err := f.do(t.Context(), spec)
+	if reason.Of(err) != reason.DigestMismatch {
+		t.Fatalf("Prepare: %v, want DIGEST_MISMATCH", err)
+	}
+	if step := ended(events)[plan.ModelFetch]; step != nil && (step.GetState() != enginev1.StepState_STEP_STATE_CANCELLED || step.GetError() != "") {
+		t.Errorf("the model's step: %v, want cancelled", step)
 	}
 }
 

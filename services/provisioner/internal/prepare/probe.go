@@ -31,7 +31,7 @@ const (
 // probe returns what the engine of key says of itself, and asks it only once.
 func (s *Service) probe(ctx context.Context, planned *plan.Plan, key string, program engines.Program, t *track) (engines.Probe, error) {
 	kept := plan.ProbeKey(planned.Kind.Traits(), key)
-	if probe, ok := recall[engines.Probe](s.cfg.Store, kept); ok {
+	if probe, ok := s.facts.Probe(kept); ok {
 		t.cached(planned.Step(plan.EngineProbe))
 		return probe, nil
 	}

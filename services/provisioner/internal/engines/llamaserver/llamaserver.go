@@ -33,7 +33,8 @@ func required() []string {
 }
 
 // Env is the whole environment of a server or a probe. Nearly every flag has a variable of its own, so nothing is
-// inherited. The user's configuration file, which would set flags as well, is looked for where there is none.
+// inherited. The user's configuration file, which would set flags as well, is looked for where there is none; that of the
+// machine, /etc/llama.cpp/config.ini, is still read by servers that know it, and arguments overrule it.
 func Env() map[string]string {
 	return map[string]string{"GGML_NO_BACKTRACE": "1", "XDG_CONFIG_HOME": "/nonexistent"}
 }
