@@ -36,9 +36,10 @@ type plain struct {
 
 // shown is what was printed last of a step.
 type shown struct {
-	at      time.Time
-	percent int64
-	ended   bool
+	at       time.Time
+	percent  int64
+	position string
+	ended    bool
 }
 
 func newPlain(config ProgressConfig) *plain {
@@ -71,10 +72,10 @@ func (p *plain) Event(event *enginev1.Progress) {
 			}
 		}
 	case !seen:
-		p.shown[id] = shown{at: p.now(), percent: step.percent()}
+		p.shown[id] = shown{at: p.now(), percent: step.percent(), position: step.position()}
 		p.hold(id, line("start", step.latest.GetName(), ""))
 	case event.GetStatus() != nil && p.due(last, step):
-		p.shown[id] = shown{at: p.now(), percent: step.percent()}
+		p.shown[id] = shown{at: p.now(), percent: step.percent(), position: step.position()}
 		p.print(line("", step.latest.GetName(), step.position()))
 	}
 }
@@ -82,7 +83,7 @@ func (p *plain) Event(event *enginev1.Progress) {
 // due tells whether a step has moved enough, or been silent long enough, for another line.
 func (p *plain) due(last shown, step *step) bool {
 	if p.now().Sub(last.at) >= plainInterval {
-		return true
+		return step.position() != last.position
 	}
 	percent := step.percent()
 	return percent >= 0 && percent/plainPercent > max(last.percent, 0)/plainPercent

@@ -101,6 +101,13 @@ func TestPlainHoldsTheFirstLineBack(t *testing.T) {
 			progress.Event(stepEvent("a", "a", running, 0))
 			progress.Note("note")
 		}, "start     a\nnote\n"},
+		{"no news for long", func(progress Progress) {
+			progress.Event(stepEvent("a", "a", running, 0))
+			for range 3 {
+				<-time.After(2 * plainInterval)
+				progress.Event(statusEvent("a", enginev1.Unit_UNIT_PERCENT, 3, 100))
+			}
+		}, "start     a\n          a    3 %\n"},
 		{"the end of all", func(progress Progress) { progress.Event(stepEvent("a", "a", running, 0)) }, "start     a\n"},
 	}
 	for _, test := range tests {
