@@ -127,7 +127,7 @@ func run(ctx context.Context, config Config, version string, log *zap.Logger) (e
 	if err != nil {
 		return err
 	}
-	service, err := server.New(pools, known)
+	service, err := server.New(server.Config{Pools: pools, Registry: known})
 	if err != nil {
 		return err
 	}

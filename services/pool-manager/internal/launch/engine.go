@@ -17,7 +17,6 @@ import (
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/enginelog"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/handoff"
-	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/probe"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
@@ -39,16 +38,18 @@ type Engine struct {
 	request  Request
 	process  *process.Process
 	record   state.Record
-	args     []string
+	how      plan
 	endpoint netip.AddrPort
 	info     Info
+	// asked is true once it was told to end while it ran.
+	asked bool
 	// trimming ends the goroutine that keeps the log small, and waits for it.
 	trimming func()
 }
 
-func newEngine(ctx context.Context, l *Launcher, request Request, running *process.Process, record state.Record, args []string) *Engine {
+func newEngine(ctx context.Context, l *Launcher, request Request, running *process.Process, record state.Record, how plan) *Engine {
 	e := &Engine{
-		launcher: l, request: request, process: running, record: record, args: args,
+		launcher: l, request: request, process: running, record: record, how: how,
 		info: Info{PID: record.Identity.PID, Started: record.StartedAt, LogPath: record.LogPath},
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // The log outlives the launch.
@@ -83,7 +84,7 @@ func (e *Engine) Offer() error {
 		PoolID:           string(e.request.Pool),
 		ReplicaID:        string(e.request.Replica),
 		Model:            handoff.Model{ID: prepared.GetModel().GetId(), Path: modelPath(prepared.GetModel())},
-		Flags:            e.args,
+		Flags:            e.how.args,
 		SlotsTotal:       e.info.Slots,
 		SlotsFree:        e.info.Slots,
 		PID:              e.info.PID,
@@ -107,24 +108,33 @@ func (e *Engine) Withdraw() error {
 	return e.launcher.config.Handoff.Withdraw(string(e.request.Replica))
 }
 
-// Stop ends the whole tree as the contract says and returns when it is proven gone and its record removed. With an error
-// some of it may be left, and the record is; call it again.
+// Stop ends the whole tree as the contract says and returns when it is proven gone and its record removed. An engine that
+// had ended by itself before keeps the class of that. With an error some of it may be left, and the record is; call it again.
 func (e *Engine) Stop(ctx context.Context) (Stopped, error) {
-	policy, err := stopPolicy(e.request.Prepared.GetContract().GetStop())
+	stopped, err := e.end(ctx)
 	if err != nil {
 		return Stopped{}, err
 	}
-	report, err := e.process.Stop(ctx, policy)
+	return stopped, e.clear()
+}
+
+// end ends the whole tree and returns when it is proven gone.
+func (e *Engine) end(ctx context.Context) (Stopped, error) {
+	select {
+	case <-e.process.Done():
+	default:
+		e.asked = true
+	}
+	report, err := e.process.Stop(ctx, e.how.stop)
 	if err != nil {
 		return Stopped{}, err
 	}
-	exit := e.exit(true)
-	return Stopped{Exit: exit, Killed: !report.KilledAt.IsZero()}, e.clear()
+	return Stopped{Exit: e.exit(), Killed: !report.KilledAt.IsZero()}, nil
 }
 
 // Bury ends what an engine that is Done has left, and returns how it ended. With an error some of it may be left.
 func (e *Engine) Bury(ctx context.Context) (registry.Exit, error) {
-	exit := e.exit(false)
+	exit := e.exit()
 	if _, err := e.process.Stop(ctx, process.Policy{}); err != nil {
 		return exit, err
 	}
@@ -140,37 +150,22 @@ func (e *Engine) clear() error {
 // undo takes a launch back that has failed with err.
 func (e *Engine) undo(ctx context.Context, err error) error {
 	cancelled := ctx.Err() != nil
-	asked := true
-	select {
-	case <-e.process.Done():
-		asked = false
-	default:
-	}
-	limit := undoLimit
-	for _, step := range e.request.Prepared.GetContract().GetStop() {
-		limit += step.GetWait().AsDuration()
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit+patience(e.how.stop))
 	defer cancel()
-	policy, wrong := stopPolicy(e.request.Prepared.GetContract().GetStop())
-	if wrong != nil {
-		policy = process.Policy{}
+	stopped, stopErr := e.end(ctx)
+	if stopErr != nil {
+		// That something is left matters more than why it was to go.
+		return &Error{Err: errors.Join(stopErr, err)}
 	}
-	_, stopErr := e.process.Stop(ctx, policy)
-	exit := e.exit(asked)
-	if stopErr == nil {
-		stopErr = e.clear()
+	if !cancelled {
+		err = e.explain(err, stopped.Exit)
 	}
-	if cancelled {
-		return &Error{Exit: &exit, Err: errors.Join(err, stopErr)}
-	}
-	return &Error{Exit: &exit, Err: errors.Join(e.explain(err, exit), stopErr)}
+	return &Error{Exit: &stopped.Exit, Err: errors.Join(err, e.clear())}
 }
 
 // explain says of an engine that ended by itself while it was launched how it ended.
 func (e *Engine) explain(err error, exit registry.Exit) error {
-	var exited *probe.ExitedError
-	if !errors.As(err, &exited) || reason.Of(err) == reason.PortInUse {
+	if exit.Class == enginev1.ExitClass_EXIT_CLASS_STOPPED || reason.Of(err) != reason.WorkerStartFailed {
 		return err
 	}
 	options := []reason.Option{
@@ -189,8 +184,8 @@ func (e *Engine) explain(err error, exit registry.Exit) error {
 	return reason.New(reason.WorkerStartFailed, fmt.Sprintf("replica %s was not ready when its engine ended: %s", e.request.Replica, Describe(exit)), options...)
 }
 
-// exit says how the engine ended. Asked is whether we had told it to.
-func (e *Engine) exit(asked bool) registry.Exit {
+// exit says how the engine ended.
+func (e *Engine) exit() registry.Exit {
 	status := e.process.Exit()
 	exit := registry.Exit{
 		Code:      status.Code,
@@ -202,7 +197,7 @@ func (e *Engine) exit(asked bool) registry.Exit {
 		exit.Code, exit.Signal = 0, unix.SignalName(status.Signal)
 	}
 	exit.Class = supervision.Classify(supervision.Ending{
-		Asked: asked, Code: exit.Code, Signal: exit.Signal, LastLines: exit.LastLines,
+		Asked: e.asked, Code: exit.Code, Signal: exit.Signal, LastLines: exit.LastLines,
 	}, e.request.Prepared.GetContract().GetExitPatterns())
 	return exit
 }
@@ -213,14 +208,22 @@ func (e *Engine) lastLines() []string {
 	if err != nil {
 		return nil
 	}
-	size, first := 0, len(tail)
-	for first > 0 && size+len(tail[first-1].Text) <= lastBytes {
+	room, first := lastBytes, len(tail)
+	for first > 0 {
+		text := strings.ToValidUTF8(tail[first-1].Text, "\uFFFD")
+		if first == len(tail) && len(text) > room { // The last line says most: it is cut, not left out.
+			text = strings.ToValidUTF8(text[:room], "")
+		}
+		if len(text) > room {
+			break
+		}
+		room -= len(text)
 		first--
-		size += len(tail[first].Text)
+		tail[first].Text = text
 	}
 	lines := make([]string, 0, len(tail)-first)
 	for _, line := range tail[first:] {
-		lines = append(lines, strings.ToValidUTF8(line.Text, "�"))
+		lines = append(lines, line.Text)
 	}
 	return lines
 }
@@ -237,17 +240,4 @@ func Describe(exit registry.Exit) string {
 		text += "; last line: " + exit.LastLines[n-1]
 	}
 	return text
-}
-
-// stopPolicy reads a contract's stop protocol.
-func stopPolicy(steps []*enginev1.StopStep) (process.Policy, error) {
-	var policy process.Policy
-	for _, step := range steps {
-		signal := unix.SignalNum(step.GetSignal())
-		if signal == 0 {
-			return process.Policy{}, notUnderstood(fmt.Sprintf("stop signal %q", step.GetSignal()))
-		}
-		policy.Steps = append(policy.Steps, process.Step{Signal: signal, Wait: step.GetWait().AsDuration()})
-	}
-	return policy, nil
 }

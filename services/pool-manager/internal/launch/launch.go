@@ -120,7 +120,7 @@ type Stopped struct {
 
 // Error says why a launch failed after the process was made. It wraps an error with a reason.
 type Error struct {
-	// Exit is how the process ended.
+	// Exit is how the process ended; nil if it could not be ended.
 	Exit *registry.Exit
 	Err  error
 }
@@ -131,12 +131,17 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Launch returns an engine that is ready, or an error when nothing of it is left; if a process had been made, that is
 // an *Error. It tells stage when the process exists and when it is asked to prove itself. If ctx ends the launch is undone
-// and the cause is returned.
+// and the cause is returned. Processes that cannot be ended, which takes a kernel that does not answer, are the one thing
+// that may be left: the reason is StopFailed then, and the record stays for the next Reclaim.
 func (l *Launcher) Launch(ctx context.Context, request Request, stage func(Stage)) (*Engine, error) {
+	how, err := understand(l.config.Env, request)
+	if err != nil {
+		return nil, err
+	}
 	if err := l.check(ctx, request); err != nil {
 		return nil, err
 	}
-	e, err := l.spawn(ctx, request)
+	e, err := l.spawn(ctx, request, how)
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
 
@@ -50,24 +49,22 @@ func (e *Engine) prove(ctx context.Context, verifying func()) error {
 // identify asks the engine which model it serves and how many requests at once.
 func (e *Engine) identify(ctx context.Context, at netip.AddrPort) error {
 	contract, prober := e.request.Prepared.GetContract(), e.launcher.config.Prober
-	if identity := contract.GetIdentity(); identity != nil {
-		field := probe.Field{Path: identity.GetField().GetPath(), Name: identity.GetField().GetField()}
-		if err := prober.Identify(ctx, at, field, identity.GetExpected()); err != nil {
-			return reason.New(reason.WorkerStartFailed, "the engine did not prove which model it serves", reason.Cause(err),
-				reason.Remedy("look at the engine's log; it may not be the engine that it was prepared as"))
-		}
+	identity := contract.GetIdentity()
+	field := probe.Field{Path: identity.GetField().GetPath(), Name: identity.GetField().GetField()}
+	if err := prober.Identify(ctx, at, field, identity.GetExpected()); err != nil {
+		return reason.New(reason.WorkerStartFailed, "the engine did not prove which model it serves", reason.Cause(err),
+			reason.Remedy("look at the engine's log; it may not be the engine that it was prepared as"))
 	}
 	slots := contract.GetSlots()
 	if slots == nil {
 		return nil
 	}
-	text, err := prober.Text(ctx, at, probe.Field{Path: slots.GetPath(), Name: slots.GetField()})
-	if err == nil {
-		e.info.Slots, err = strconv.Atoi(text)
-	}
+	count, err := prober.Count(ctx, at, probe.Field{Path: slots.GetPath(), Name: slots.GetField()})
 	if err != nil {
-		return reason.New(reason.WorkerStartFailed, "the engine did not say how many slots it has", reason.Cause(err))
+		return reason.New(reason.WorkerStartFailed, "the engine did not say how many slots it has", reason.Cause(err),
+			reason.Remedy("look at the engine's log; it may not be the engine that it was prepared as"))
 	}
+	e.info.Slots = count
 	return nil
 }
 

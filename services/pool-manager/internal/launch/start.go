@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/trust"
@@ -51,17 +50,9 @@ func (l *Launcher) check(ctx context.Context, request Request) error {
 }
 
 // spawn records the intent and makes the process. On error neither is left.
-func (l *Launcher) spawn(ctx context.Context, request Request) (*Engine, error) {
+func (l *Launcher) spawn(ctx context.Context, request Request, how plan) (*Engine, error) {
 	launch := request.Prepared.GetProcess()
 	logPath, err := l.newLog(request)
-	if err != nil {
-		return nil, err
-	}
-	env, err := environment(l.config.Env, launch)
-	if err != nil {
-		return nil, err
-	}
-	args, err := arguments(launch.GetArgs(), request.Port)
 	if err != nil {
 		return nil, err
 	}
@@ -77,12 +68,14 @@ func (l *Launcher) spawn(ctx context.Context, request Request) (*Engine, error) 
 		CreatedAt:  time.Now(),
 	}
 	if err := l.config.Records.Save(record); err != nil { // G1: before the spawn.
+		// A save that failed may have left a record. It stands for nothing, and may stay if it cannot be removed either.
+		_ = l.config.Records.Remove(record.Key())
 		return nil, err
 	}
 	running, err := l.config.Host.Spawn(process.Command{
 		Executable: launch.GetExecutable(),
-		Args:       args,
-		Env:        env,
+		Args:       how.args,
+		Env:        how.env,
 		Dir:        launch.GetWorkingDir(),
 		LogPath:    logPath,
 		Nonce:      record.Identity.Nonce,
@@ -92,7 +85,7 @@ func (l *Launcher) spawn(ctx context.Context, request Request) (*Engine, error) 
 	}
 	record.Identity = running.Identity()
 	record.Phase, record.StartedAt = state.Started, time.Now()
-	return newEngine(ctx, l, request, running, record, args), nil
+	return newEngine(ctx, l, request, running, record, how), nil
 }
 
 // record makes it durable which process was made.
@@ -106,12 +99,15 @@ func (l *Launcher) newLog(request Request) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", storageError("make the folder for logs", err)
 	}
-	old, err := filepath.Glob(filepath.Join(dir, strconv.Itoa(request.Index)+"-*.log*"))
+	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return "", fmt.Errorf("look for old logs: %w", err)
+		return "", storageError("look for old logs", err)
 	}
-	for _, path := range old {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), strconv.Itoa(request.Index)+"-") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, entry.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", storageError("remove an old log", err)
 		}
 	}
@@ -130,47 +126,4 @@ func storageError(attempt string, err error) error {
 		return reason.New(reason.DiskFull, attempt, reason.Cause(err), reason.Remedy("free space on its disk"))
 	}
 	return reason.New(reason.StorageFailed, attempt, reason.Cause(err))
-}
-
-// arguments fills in what only we know. A placeholder of a later contract is refused, not passed on.
-func arguments(args []*enginev1.Argument, port uint16) ([]string, error) {
-	words := make([]string, len(args))
-	for i, arg := range args {
-		switch value := arg.GetValue().(type) {
-		case *enginev1.Argument_Literal:
-			words[i] = value.Literal
-		case *enginev1.Argument_Placeholder:
-			switch value.Placeholder {
-			case enginev1.Placeholder_PLACEHOLDER_HOST:
-				words[i] = loopback().String()
-			case enginev1.Placeholder_PLACEHOLDER_PORT:
-				words[i] = strconv.Itoa(int(port))
-			default:
-				return nil, notUnderstood(fmt.Sprintf("argument %d is %s", i, value.Placeholder))
-			}
-		default:
-			return nil, notUnderstood(fmt.Sprintf("argument %d is empty", i))
-		}
-	}
-	return words, nil
-}
-
-func notUnderstood(what string) error {
-	return reason.New(reason.WorkerStartFailed, "the prepared engine is not understood: "+what,
-		reason.Remedy("use a pool manager at least as new as the provisioner"))
-}
-
-// environment is base, then what the engine's launch says, then where its libraries are.
-func environment(base []string, launch *enginev1.ProcessLaunch) ([]string, error) {
-	env := append([]string(nil), base...)
-	for name, value := range launch.GetEnv() {
-		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") || name == process.NonceVar {
-			return nil, notUnderstood(fmt.Sprintf("environment variable %q", name))
-		}
-		env = append(env, name+"="+value)
-	}
-	if paths := launch.GetLibraryPaths(); len(paths) > 0 {
-		env = append(env, "LD_LIBRARY_PATH="+strings.Join(paths, ":"))
-	}
-	return env, nil
 }

@@ -285,8 +285,8 @@ func (p *pool) settle(pool *registry.Pool) {
 	}
 }
 
-// prepareAndStart returns nil when every replica is READY. Otherwise none that it started is left; it says whether it
-// had started any.
+// prepareAndStart returns nil when every replica is READY. Otherwise none that it started is left; it says whether an
+// engine of any had been started.
 func (p *pool) prepareAndStart(ctx context.Context, load *preload) (started bool, err error) {
 	var prepared *enginev1.PreparedEngine
 	if load.spec.PreparedID != "" {
@@ -303,7 +303,8 @@ func (p *pool) prepareAndStart(ctx context.Context, load *preload) (started bool
 	}
 	load.enter(registry.PhaseStarting)
 	replicas := p.addReplicas(ctx, load, prepared)
-	return true, awaitReady(replicas)
+	err = awaitReady(replicas)
+	return slices.ContainsFunc(replicas, (*replica).hadEngine), err
 }
 
 // addReplicas starts every replica of the spec that does not live already.

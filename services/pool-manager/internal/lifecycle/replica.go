@@ -115,6 +115,12 @@ func (r *replica) launch(ctx context.Context) {
 	}, zap.Error(r.launchErr))
 }
 
+// hadEngine says whether the process of the engine was made, whatever became of it. It is for a replica that is launched.
+func (r *replica) hadEngine() bool {
+	var failed *launch.Error
+	return r.launchErr == nil || errors.As(r.launchErr, &failed)
+}
+
 func (r *replica) stage(stage launch.Stage) {
 	r.pool.update(func(pool *registry.Pool) {
 		replica := &pool.Replicas[r.request.Index]

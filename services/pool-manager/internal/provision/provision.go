@@ -59,7 +59,9 @@ func (c *Client) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, pool r
 		if prepared := response.GetPrepared(); prepared != nil {
 			return prepared, nil
 		}
-		report(response.GetProgress())
+		if progress := response.GetProgress(); progress != nil { // A later provisioner may know other events.
+			report(progress)
+		}
 	}
 }
 
@@ -69,18 +71,23 @@ func (c *Client) Prepared(ctx context.Context, preparedID string) (*enginev1.Pre
 	if err != nil {
 		return nil, c.explain(ctx, err)
 	}
+	if response.GetPrepared() == nil {
+		return nil, reason.New(reason.Internal, "the provisioner answered without a prepared engine", reason.Meta("prepared_id", preparedID))
+	}
 	return response.GetPrepared(), nil
 }
 
 // Close gives up the connection. Calls under way fail.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// explain makes an error of the connection one of the provisioner being away. The provisioner's own errors stay.
+// explain makes an error of the connection, and the provisioner's going down, one of the provisioner being away: a caller
+// would take SHUTTING_DOWN for our own. The provisioner's other errors stay.
 func (c *Client) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if reason.Of(err) != reason.Unspecified || status.Code(err) != codes.Unavailable {
+	lost := reason.Of(err) == reason.Unspecified && status.Code(err) == codes.Unavailable
+	if !lost && reason.Of(err) != reason.ShuttingDown {
 		return err
 	}
 	return reason.New(reason.ProvisionerUnavailable, fmt.Sprintf("the provisioner at %s cannot be reached", c.target),

@@ -39,7 +39,7 @@ func (s *Service) Logs(request *poolv1.LogsRequest, stream poolv1.PoolManagerSer
 	if err == nil {
 		err = out.flush()
 	}
-	if err == nil && request.GetFollow() {
+	if err == nil && (request.GetFollow() || isOver(replica)) { // Of a process that is over, following gives the rest.
 		err = s.follow(stream.Context(), pool.Spec.ID, replica, offset, out)
 	}
 	return logError(request.GetPoolId(), err)
@@ -91,14 +91,18 @@ func (s *Service) awaitEnd(ctx context.Context, id registry.PoolID, replica regi
 			return
 		}
 		now := pool.Replicas[replica.Index]
-		over := now.State == registry.ReplicaStopped || now.State == registry.ReplicaFailed
-		if now.Generation != replica.Generation || over {
+		if now.Generation != replica.Generation || isOver(now) {
 			return
 		}
 		if _, err := watcher.Next(ctx); err != nil {
 			return
 		}
 	}
+}
+
+// isOver tells whether a replica has no process any more, so that its log is complete.
+func isOver(replica registry.Replica) bool {
+	return replica.State == registry.ReplicaStopped || replica.State == registry.ReplicaFailed
 }
 
 func logError(pool string, err error) error {
@@ -119,9 +123,13 @@ type logWriter struct {
 }
 
 func (w *logWriter) line(line enginelog.Line) error {
-	if w.message != nil && (line.Gap || len(w.message.GetData())+len(line.Text) >= maxLogMessage) {
-		if err := w.flush(); err != nil {
-			return err
+	if m := w.message; m != nil {
+		// What a cut line has more would put the offsets of all behind it in the wrong.
+		adjoins := line.Offset == m.GetOffset()+int64(len(m.GetData()))
+		if line.Gap || !adjoins || len(m.GetData())+len(line.Text) >= maxLogMessage {
+			if err := w.flush(); err != nil {
+				return err
+			}
 		}
 	}
 	if w.message == nil {

@@ -7,9 +7,11 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
@@ -17,19 +19,43 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
 
+// Config of a Service. Every field without a default is required.
+type Config struct {
+	Pools    *lifecycle.Pools
+	Registry *registry.Registry
+	// Heartbeat is how often a quiet watch shows that it lives; 0 means 15 s.
+	Heartbeat time.Duration
+	// Stall is how long the reader of a watch may take nothing before its watch is ended; 0 means 30 s, as the contract says.
+	Stall time.Duration
+}
+
+const (
+	// defaultHeartbeat is well below what routers and people take for dead.
+	defaultHeartbeat = 15 * time.Second
+	defaultStall     = 30 * time.Second
+)
+
 // Service is the PoolManagerService. Make one with New.
 type Service struct {
 	poolv1.UnimplementedPoolManagerServiceServer
-	pools    *lifecycle.Pools
-	registry *registry.Registry
+	pools     *lifecycle.Pools
+	registry  *registry.Registry
+	heartbeat time.Duration
+	stall     time.Duration
 }
 
-// New returns the service of these pools.
-func New(pools *lifecycle.Pools, known *registry.Registry) (*Service, error) {
-	if pools == nil || known == nil {
+// New returns a Service. It starts nothing.
+func New(config Config) (*Service, error) {
+	if config.Pools == nil || config.Registry == nil {
 		return nil, errors.New("server: pools and registry are required")
 	}
-	return &Service{pools: pools, registry: known}, nil
+	if config.Heartbeat < 0 || config.Stall < 0 {
+		return nil, fmt.Errorf("server: heartbeat %s or stall %s is negative", config.Heartbeat, config.Stall)
+	}
+	return &Service{
+		pools: config.Pools, registry: config.Registry,
+		heartbeat: cmp.Or(config.Heartbeat, defaultHeartbeat), stall: cmp.Or(config.Stall, defaultStall),
+	}, nil
 }
 
 // Preload makes a pool be what the spec says.

@@ -12,13 +12,6 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
 
-const (
-	// heartbeat is how often a quiet watch shows that it lives: well below what routers and people take for dead.
-	heartbeat = 15 * time.Second
-	// stall is how long a reader may take nothing before its watch is ended.
-	stall = 30 * time.Second
-)
-
 var (
 	errQuiet   = errors.New("nothing has changed")
 	errStalled = errors.New("the reader takes nothing")
@@ -34,16 +27,16 @@ func (s *Service) Watch(request *poolv1.WatchRequest, stream poolv1.PoolManagerS
 	defer stop(nil)
 	watcher := s.registry.Watch(request.GetResumeToken(), filter)
 	for {
-		waiting, cancel := context.WithTimeoutCause(ctx, heartbeat, errQuiet)
+		waiting, cancel := context.WithTimeoutCause(ctx, s.heartbeat, errQuiet)
 		events, err := watcher.Next(waiting)
 		cancel()
 		switch {
 		case errors.Is(err, errQuiet):
-			err = send(stream, []*poolv1.WatchResponse{{
+			err = s.send(stream, []*poolv1.WatchResponse{{
 				ResumeToken: watcher.Token(), Event: &poolv1.WatchResponse_Heartbeat{Heartbeat: &poolv1.Heartbeat{}},
 			}})
 		case err == nil:
-			err = send(stream, watchEvents(events))
+			err = s.send(stream, watchEvents(events))
 		}
 		if err != nil {
 			return err
@@ -52,7 +45,7 @@ func (s *Service) Watch(request *poolv1.WatchRequest, stream poolv1.PoolManagerS
 }
 
 // send sends in order. It returns, leaving what it was about to send, when the reader has taken nothing for too long.
-func send(stream poolv1.PoolManagerService_WatchServer, messages []*poolv1.WatchResponse) error {
+func (s *Service) send(stream poolv1.PoolManagerService_WatchServer, messages []*poolv1.WatchResponse) error {
 	sent := make(chan error, 1)
 	progress := make(chan struct{}, 1)
 	go func() { // Ends with the stream, which ends when Watch returns.
@@ -68,16 +61,16 @@ func send(stream poolv1.PoolManagerService_WatchServer, messages []*poolv1.Watch
 		}
 		sent <- nil
 	}()
-	timer := time.NewTimer(stall)
+	timer := time.NewTimer(s.stall)
 	defer timer.Stop()
 	for {
 		select {
 		case err := <-sent:
 			return err
 		case <-progress:
-			timer.Reset(stall)
+			timer.Reset(s.stall)
 		case <-timer.C:
-			return reason.New(reason.LimitExceeded, "watch ended", reason.Cause(errStalled), reason.Meta("limit", stall.String()),
+			return reason.New(reason.LimitExceeded, "watch ended", reason.Cause(errStalled), reason.Meta("limit", s.stall.String()),
 				reason.Remedy("read faster, and resume with the last token"))
 		}
 	}
