@@ -4,6 +4,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -202,19 +203,34 @@ func (s *stage) openSockets(ctx context.Context) []string {
 	return found
 }
 
-// tempFiles names what lies in the folders for temporary files: the run's own, and the store's as far as it is new.
+// tempFiles names what lies in the folders for temporary files: the run's own, and the store's as far as it is new and
+// does not belong to another provisioner that shares the store.
 func (s *stage) tempFiles() []string {
 	var found []string
 	for name := range names(s.path("tmp")) {
 		found = append(found, "file "+s.path(filepath.Join("tmp", name)))
 	}
 	for name := range names(filepath.Join(s.store, "tmp")) {
-		if _, before := s.storeBefore[name]; !before {
-			found = append(found, "file "+filepath.Join(s.store, "tmp", name))
+		path := filepath.Join(s.store, "tmp", name)
+		if _, before := s.storeBefore[name]; !before && !held(strings.TrimSuffix(path, lockSuffix)+lockSuffix) {
+			found = append(found, "file "+path)
 		}
 	}
 	slices.Sort(found)
 	return found
+}
+
+// lockSuffix ends the name of the file that a provisioner holds locked while it uses the folder beside it.
+const lockSuffix = ".lock"
+
+// held tells whether a process holds the lock file.
+func held(path string) bool {
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return errors.Is(unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // names are what a folder holds; a folder that is not there holds nothing.

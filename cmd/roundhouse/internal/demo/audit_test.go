@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
 )
@@ -96,13 +97,24 @@ func TestOpenSockets(t *testing.T) {
 func TestTempFiles(t *testing.T) {
 	t.Parallel()
 	dir, store := t.TempDir(), t.TempDir()
-	for _, path := range []string{filepath.Join(dir, "tmp", "a"), filepath.Join(store, "tmp", "old"), filepath.Join(store, "tmp", "new")} {
+	for _, path := range []string{
+		filepath.Join(dir, "tmp", "a"), filepath.Join(store, "tmp", "old"), filepath.Join(store, "tmp", "new"),
+		filepath.Join(store, "tmp", "others"), filepath.Join(store, "tmp", "others.lock"),
+	} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	lock, err := os.Open(filepath.Join(store, "tmp", "others.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
 	}
 	s := &stage{dir: dir, store: store, storeBefore: map[string]struct{}{"old": {}}}
 	want := []string{"file " + filepath.Join(dir, "tmp", "a"), "file " + filepath.Join(store, "tmp", "new")}
