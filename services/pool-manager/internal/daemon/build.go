@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/daemonkit"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/handoff"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/lifecycle"
@@ -20,7 +21,7 @@ import (
 func newLauncher(config Config, records *state.Store, host *process.Host, log *zap.Logger) (*launch.Launcher, error) {
 	files, err := handoff.Open(handoff.Config{Dir: config.HandoffDir})
 	if err != nil {
-		return nil, stateError{err}
+		return nil, &daemonkit.StateError{Err: err}
 	}
 	verifier, err := trust.New(trust.Config{Roots: config.StoreRoots})
 	if err != nil {

@@ -9,19 +9,14 @@ package daemon
 import (
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 
-	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/pkg/daemonkit"
 	"github.com/roundhouse-llm/roundhouse/pkg/serverkit"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/lifecycle"
@@ -32,14 +27,8 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 )
 
-// Exit codes of the program.
-const (
-	ExitOK     = 0 // It was asked to end, and no engine is left.
-	ExitFailed = 1 // It failed while it ran, or some engine could not be ended.
-	ExitUsage  = 2 // A flag or the configuration is wrong.
-	ExitState  = 3 // The state directory belongs to another pool-managerd, or cannot be used.
-	ExitListen = 4 // An address could not be opened.
-)
+// name is the program's.
+const name = "pool-managerd"
 
 // reclaimLimit is how long the engines of an earlier manager may take to end before the start is given up.
 const reclaimLimit = time.Minute
@@ -47,57 +36,22 @@ const reclaimLimit = time.Minute
 // closeLimit is how long the drain of the node may take beyond its deadline: stop protocols, KILL, and the proof.
 const closeLimit = 3 * time.Minute
 
-// Main runs the program with these arguments, its own name not included, and returns its exit code.
+// Main runs the program with these arguments, its own name not included, and returns its exit code, one of daemonkit.
 func Main(ctx context.Context, version string, args []string, stdout, stderr io.Writer) int {
-	config, err := configure(version, args, stdout)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return ExitOK
-	case err != nil:
-		fmt.Fprintf(stderr, "pool-managerd: %v\n", err)
-		return ExitUsage
-	}
-	log, err := serverkit.NewLogger(config.LogLevel, zapcore.AddSync(stderr))
+	config, err := configure(version, args, daemonkit.PlacesOf(os.Geteuid(), os.Getenv), stdout)
 	if err != nil {
-		fmt.Fprintf(stderr, "pool-managerd: %v\n", err)
-		return ExitUsage
+		return daemonkit.Refuse(name, err, stderr)
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	context.AfterFunc(ctx, stop) // A second signal ends the program as if it were not caught.
-	if err := run(ctx, config, version, log); err != nil {
-		log.Error("ended with an error", zap.Error(err))
-		return exitCode(err)
-	}
-	log.Info("ended")
-	return ExitOK
-}
-
-// stateError marks what makes the state directory unusable.
-type stateError struct{ error }
-
-func (e stateError) Unwrap() error { return e.error }
-
-func exitCode(err error) int {
-	var listen *serverkit.ListenError
-	var unusable stateError
-	switch {
-	case errors.As(err, &listen):
-		return ExitListen
-	case errors.As(err, &unusable):
-		return ExitState
-	case reason.Of(err) == reason.InvalidParams:
-		return ExitUsage
-	default:
-		return ExitFailed
-	}
+	return daemonkit.Run(ctx, name, config.LogLevel, stderr, func(ctx context.Context, log *zap.Logger) error {
+		return run(ctx, config, version, log)
+	})
 }
 
 // run builds everything, serves until ctx ends, and drains the node.
 func run(ctx context.Context, config Config, version string, log *zap.Logger) (err error) {
 	records, err := state.Open(state.Config{Dir: config.StateDir})
 	if err != nil {
-		return stateError{err}
+		return &daemonkit.StateError{Err: err}
 	}
 	defer func() { err = errors.Join(err, records.Close()) }()
 	host, err := process.New()
@@ -154,13 +108,9 @@ func newPools(ctx context.Context, config Config, records *state.Store, host *pr
 
 // serve serves until ctx ends, drains the node while its clients may still watch, and then stops to serve.
 func serve(ctx context.Context, config Config, service *server.Service, pools *lifecycle.Pools, log *zap.Logger) error {
-	listens := make([]serverkit.Listen, len(config.Listen))
-	for i, address := range config.Listen {
-		listen, err := serverkit.ParseListen(address)
-		if err != nil {
-			return err
-		}
-		listens[i] = listen
+	listens, err := daemonkit.ParseListens(config.Listen)
+	if err != nil {
+		return err
 	}
 	kit, err := serverkit.New(serverkit.Config{
 		Logger:  log,
@@ -181,16 +131,14 @@ func serve(ctx context.Context, config Config, service *server.Service, pools *l
 	case <-ctx.Done():
 		log.Info("draining the node", zap.Duration("deadline", config.Shutdown.DrainDeadline))
 	case failed = <-served:
+		served <- nil // For the end.
 	}
 	closing, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), config.Shutdown.DrainDeadline+closeLimit,
 		errors.New("engines do not end"))
 	defer cancel()
 	failed = errors.Join(failed, pools.Close(closing, config.Shutdown.DrainDeadline))
 	stopServing()
-	if ctx.Err() != nil {
-		failed = errors.Join(failed, <-served)
-	}
-	return failed
+	return errors.Join(failed, <-served)
 }
 
 // environ is the whole environment of the program, of which engines get a few variables only.

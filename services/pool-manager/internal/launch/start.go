@@ -125,5 +125,6 @@ func storageError(attempt string, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return reason.New(reason.DiskFull, attempt, reason.Cause(err), reason.Remedy("free space on its disk"))
 	}
-	return reason.New(reason.StorageFailed, attempt, reason.Cause(err))
+	return reason.New(reason.StorageFailed, attempt, reason.Cause(err),
+		reason.Remedy("see that the folder exists, that its file system is sound, and that the pool manager may write there"))
 }

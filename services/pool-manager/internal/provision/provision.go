@@ -3,7 +3,7 @@
 // Package provision asks the provisioner for prepared engines.
 //
 // A Client has one connection, which comes and goes with the provisioner: a call while it is down fails with
-// PROVISIONER_UNAVAILABLE, the next one may succeed. Nothing is repeated here and nothing is kept. A Client may be used by
+// PROVISIONER_UNAVAILABLE, the first one after it is up again succeeds. Nothing is repeated here and nothing is kept. A Client may be used by
 // many goroutines at once.
 package provision
 
@@ -12,7 +12,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -23,10 +25,14 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
 
+// connectLimit is how long a call waits for the connection when it is down: making one on the same machine takes a
+// millisecond or is refused at once.
+const connectLimit = 250 * time.Millisecond
+
 // Client asks one provisioner. Make one with New, and Close it.
 type Client struct {
 	target string
-	conn   io.Closer
+	conn   *grpc.ClientConn
 	rpc    provisionerv1.ProvisionerServiceClient
 }
 
@@ -44,6 +50,7 @@ func New(target string) (*Client, error) {
 func (c *Client) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, pool registry.PoolID, report func(*enginev1.Progress)) (*enginev1.PreparedEngine, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	c.connect(ctx)
 	stream, err := c.rpc.Prepare(ctx, &provisionerv1.PrepareRequest{Spec: spec, Consumer: &enginev1.Consumer{PoolId: string(pool)}})
 	if err != nil {
 		return nil, c.explain(ctx, err)
@@ -67,6 +74,7 @@ func (c *Client) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, pool r
 
 // Prepared returns what was prepared before.
 func (c *Client) Prepared(ctx context.Context, preparedID string) (*enginev1.PreparedEngine, error) {
+	c.connect(ctx)
 	response, err := c.rpc.GetPrepared(ctx, &provisionerv1.GetPreparedRequest{PreparedId: preparedID})
 	if err != nil {
 		return nil, c.explain(ctx, err)
@@ -75,6 +83,15 @@ func (c *Client) Prepared(ctx context.Context, preparedID string) (*enginev1.Pre
 		return nil, reason.New(reason.Internal, "the provisioner answered without a prepared engine", reason.Meta("prepared_id", preparedID))
 	}
 	return response.GetPrepared(), nil
+}
+
+// connect tries to have a connection now, however long earlier attempts have failed: the provisioner may have come up a
+// moment ago. Whether it worked, the call that follows tells.
+func (c *Client) connect(ctx context.Context) {
+	c.conn.ResetConnectBackoff()
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	_ = client.WaitReady(ctx, c.conn)
 }
 
 // Close gives up the connection. Calls under way fail.

@@ -71,7 +71,8 @@ func storageError(attempt string, err error) error {
 		return reason.New(reason.DiskFull, attempt, reason.Cause(err),
 			reason.Remedy("free space on its disk; running engines are not affected"))
 	}
-	return reason.New(reason.StorageFailed, attempt, reason.Cause(err))
+	return reason.New(reason.StorageFailed, attempt, reason.Cause(err),
+		reason.Remedy("see that the folder exists, that its file system is sound, and that the pool manager may write there"))
 }
 
 // unusable says why a state directory cannot be opened.

@@ -3,19 +3,15 @@
 package daemon
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"time"
 
-	"go.yaml.in/yaml/v3"
-
-	"github.com/roundhouse-llm/roundhouse/pkg/serverkit"
+	"github.com/roundhouse-llm/roundhouse/pkg/daemonkit"
 )
 
 // Config is the configuration file. Flags overrule it, and it overrules the environment.
@@ -50,12 +46,9 @@ Usage: engine-provisioner [flags]
 
 Without flags it serves on %s
 and keeps its store in %s.
-
-Flags:
 `
 
-const exitCodes = `
-Environment, unless the configuration says otherwise:
+const notes = `Environment, unless the configuration says otherwise:
   PIP_INDEX_URL        index of pypi: packages
   NPM_CONFIG_REGISTRY  registry of npm: packages
 
@@ -67,70 +60,24 @@ Exit codes:
   4  an address could not be opened
 `
 
-// list is a flag that may be given several times.
-type list []string
-
-func (l *list) String() string { return fmt.Sprint([]string(*l)) }
-
-func (l *list) Set(value string) error {
-	*l = append(*l, value)
-	return nil
-}
-
 // configure reads flags, file and environment. It writes to stdout, and returns flag.ErrHelp, if asked for help or the
 // version.
 func configure(version string, args []string, stdout io.Writer) (Config, error) {
-	defaults := defaultConfig(os.Geteuid(), os.Getenv)
-	flags := flag.NewFlagSet("engine-provisioner", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	var listen, roots list
-	file := flags.String("config", "", "read this YAML `file`")
-	flags.Var(&listen, "listen", "serve on this `address`: unix:///path or 127.0.0.1:port (repeatable)")
-	stateDir := flags.String("state-dir", "", "keep the store in this `folder`")
-	flags.Var(&roots, "root", "files of this machine may be taken from below this `folder` (repeatable; none by default)")
-	level := flags.String("log-level", "", "log from this `level` on: debug, info, warn, error")
-	showVersion := flags.Bool("version", false, "print the version and end")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintf(stdout, usage, defaults.Listen[0], defaults.StateDir)
-			flags.SetOutput(stdout)
-			flags.PrintDefaults()
-			fmt.Fprint(stdout, exitCodes)
-		}
+	defaults := defaultConfig(daemonkit.PlacesOf(os.Geteuid(), os.Getenv), os.Getenv)
+	line := daemonkit.NewCommandLine(name)
+	var roots daemonkit.List
+	line.Flags.Var(&roots, "root", "files of this machine may be taken from below this `folder` (repeatable; none by default)")
+	help := daemonkit.Help{Usage: fmt.Sprintf(usage, defaults.Listen[0], defaults.StateDir), Notes: notes}
+	if err := line.Parse(args, version, help, stdout); err != nil {
 		return Config{}, err
 	}
-	if flags.NArg() > 0 {
-		return Config{}, fmt.Errorf("argument %q is not understood; see --help", flags.Arg(0))
-	}
-	if *showVersion {
-		fmt.Fprintln(stdout, version)
-		return Config{}, flag.ErrHelp
-	}
-	config, err := readConfig(*file)
+	config, err := daemonkit.ReadFile[Config](line.ConfigFile)
 	if err != nil {
 		return Config{}, err
 	}
-	config = overrule(config, Config{Listen: listen, StateDir: *stateDir, Roots: roots, LogLevel: *level})
+	config = overrule(config, Config{Listen: line.Listen, StateDir: line.StateDir, Roots: roots, LogLevel: line.LogLevel})
 	config = overrule(defaults, config)
 	return config, config.check()
-}
-
-// readConfig reads a file, or nothing if there is no path. A key that is not known is an error.
-func readConfig(path string) (Config, error) {
-	var config Config
-	if path == "" {
-		return config, nil
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return config, fmt.Errorf("--config: %w", err)
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&config); err != nil && !errors.Is(err, io.EOF) {
-		return config, fmt.Errorf("--config %s: %w", path, err)
-	}
-	return config, nil
 }
 
 // overrule returns base with every field that more has.
@@ -152,56 +99,27 @@ func overrule(base, more Config) Config {
 
 // check returns everything that is wrong, each with its key.
 func (c Config) check() error {
-	var errs []error
-	for _, address := range c.Listen {
-		if _, err := serverkit.ParseListen(address); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if !filepath.IsAbs(c.StateDir) {
-		errs = append(errs, fmt.Errorf("state_dir: %q is not an absolute path", c.StateDir))
-	}
-	for _, root := range c.Roots {
-		if !filepath.IsAbs(root) || filepath.Clean(root) == "/" {
-			errs = append(errs, fmt.Errorf("roots: %q is not an absolute path below /", root))
-		}
+	_, listen := daemonkit.ParseListens(c.Listen)
+	errs := []error{
+		listen,
+		daemonkit.CheckFolder("state_dir", c.StateDir),
+		daemonkit.CheckRoots("roots", c.Roots),
+		daemonkit.CheckLevel("log_level", c.LogLevel),
 	}
 	for _, dir := range filepath.SplitList(c.ToolPath) {
-		if !filepath.IsAbs(dir) {
-			errs = append(errs, fmt.Errorf("tool_path: %q is not an absolute path", dir))
-		}
+		errs = append(errs, daemonkit.CheckFolder("tool_path", dir))
 	}
 	if c.CancelGrace < 0 {
 		errs = append(errs, fmt.Errorf("cancel_grace: %s is negative", c.CancelGrace))
 	}
-	if _, err := serverkit.NewLogger(c.LogLevel, discard{}); err != nil {
-		errs = append(errs, fmt.Errorf("log_level: %w", err))
-	}
 	return errors.Join(errs...)
 }
 
-type discard struct{}
-
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
-func (discard) Sync() error                 { return nil }
-
-// defaultConfig is the configuration of a user who says nothing: root's places are those of the system, another user's
-// those of the XDG base directories.
-func defaultConfig(uid int, getenv func(string) string) Config {
-	run, state := "/run/roundhouse", "/var/lib/roundhouse"
-	if uid != 0 {
-		run = fmt.Sprintf("/tmp/roundhouse-%d", uid)
-		if dir := getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-			run = filepath.Join(dir, "roundhouse")
-		}
-		state = filepath.Join(getenv("HOME"), ".local/state/roundhouse")
-		if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-			state = filepath.Join(dir, "roundhouse")
-		}
-	}
+// defaultConfig is the configuration of a user who says nothing.
+func defaultConfig(places daemonkit.Places, getenv func(string) string) Config {
 	return Config{
-		Listen:     []string{"unix://" + filepath.Join(run, "engine-provisioner.sock")},
-		StateDir:   filepath.Join(state, "provisioner"),
+		Listen:     []string{"unix://" + filepath.Join(places.Run, "engine-provisioner.sock")},
+		StateDir:   filepath.Join(places.State, "provisioner"),
 		Registries: Registries{PyPI: getenv("PIP_INDEX_URL"), NPM: getenv("NPM_CONFIG_REGISTRY")},
 		LogLevel:   "info",
 	}

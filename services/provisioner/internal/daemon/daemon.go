@@ -10,17 +10,12 @@ package daemon
 import (
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"io"
-	"os/signal"
-	"syscall"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 
-	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/pkg/daemonkit"
 	"github.com/roundhouse-llm/roundhouse/pkg/serverkit"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/prepare"
@@ -28,66 +23,27 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
 )
 
-// Exit codes of the program.
-const (
-	ExitOK     = 0 // It was asked to end.
-	ExitFailed = 1 // It failed while it ran.
-	ExitUsage  = 2 // A flag or the configuration is wrong.
-	ExitState  = 3 // The state directory cannot be used.
-	ExitListen = 4 // An address could not be opened.
-)
+// name is the program's.
+const name = "engine-provisioner"
 
-// Main runs the program with these arguments, its own name not included, and returns its exit code.
+// Main runs the program with these arguments, its own name not included, and returns its exit code, one of daemonkit.
 func Main(ctx context.Context, version string, args []string, stdout, stderr io.Writer) int {
 	config, err := configure(version, args, stdout)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return ExitOK
-	case err != nil:
-		fmt.Fprintf(stderr, "engine-provisioner: %v\n", err)
-		return ExitUsage
-	}
-	log, err := serverkit.NewLogger(config.LogLevel, zapcore.AddSync(stderr))
 	if err != nil {
-		fmt.Fprintf(stderr, "engine-provisioner: %v\n", err)
-		return ExitUsage
+		return daemonkit.Refuse(name, err, stderr)
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	context.AfterFunc(ctx, stop) // A second signal ends the program as if it were not caught.
-	log.Info("starting", zap.String("version", version), zap.Strings("listen", config.Listen), zap.String("state_dir", config.StateDir),
-		zap.Strings("roots", config.Roots))
-	if err := run(ctx, config, log); err != nil {
-		log.Error("ended with an error", zap.Error(err))
-		return exitCode(err)
-	}
-	log.Info("ended")
-	return ExitOK
-}
-
-// stateError marks what makes the state directory unusable.
-type stateError struct{ error }
-
-func (e stateError) Unwrap() error { return e.error }
-
-func exitCode(err error) int {
-	if _, ok := errors.AsType[*serverkit.ListenError](err); ok {
-		return ExitListen
-	}
-	if _, ok := errors.AsType[stateError](err); ok {
-		return ExitState
-	}
-	if reason.Of(err) == reason.InvalidParams {
-		return ExitUsage
-	}
-	return ExitFailed
+	return daemonkit.Run(ctx, name, config.LogLevel, stderr, func(ctx context.Context, log *zap.Logger) error {
+		log.Info("starting", zap.String("version", version), zap.Strings("listen", config.Listen), zap.String("state_dir", config.StateDir),
+			zap.Strings("roots", config.Roots))
+		return run(ctx, config, log)
+	})
 }
 
 // run builds everything and serves until ctx ends.
 func run(ctx context.Context, config Config, log *zap.Logger) (err error) {
 	kept, err := store.Open(store.Config{Root: config.StateDir})
 	if err != nil {
-		return stateError{err}
+		return &daemonkit.StateError{Err: err}
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()
 	parts, err := newParts(config, kept, log)
@@ -98,11 +54,9 @@ func run(ctx context.Context, config Config, log *zap.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	listens := make([]serverkit.Listen, len(config.Listen))
-	for i, address := range config.Listen {
-		if listens[i], err = serverkit.ParseListen(address); err != nil {
-			return err
-		}
+	listens, err := daemonkit.ParseListens(config.Listen)
+	if err != nil {
+		return err
 	}
 	kit, err := serverkit.New(serverkit.Config{
 		Logger:  log,

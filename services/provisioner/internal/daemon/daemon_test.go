@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/daemonkit"
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 )
@@ -74,8 +75,8 @@ func TestBadConfigurationRefusesToStart(t *testing.T) {
 				args = append(args, "--config", file(t, tt.text))
 			}
 			var stdout, stderr output
-			if code := Main(t.Context(), "v", args, &stdout, &stderr); code != ExitUsage {
-				t.Errorf("exit code %d, want %d", code, ExitUsage)
+			if code := Main(t.Context(), "v", args, &stdout, &stderr); code != daemonkit.ExitUsage {
+				t.Errorf("exit code %d, want %d", code, daemonkit.ExitUsage)
 			}
 			for _, want := range tt.want {
 				if !strings.Contains(stderr.String(), want) {
@@ -90,35 +91,22 @@ func TestHelpAndVersion(t *testing.T) {
 	t.Parallel()
 	for flag, want := range map[string]string{"--help": "Exit codes:", "--version": "v1.2.3\n"} {
 		var stdout, stderr output
-		if code := Main(t.Context(), "v1.2.3", []string{flag}, &stdout, &stderr); code != ExitOK || !strings.Contains(stdout.String(), want) {
+		if code := Main(t.Context(), "v1.2.3", []string{flag}, &stdout, &stderr); code != daemonkit.ExitOK || !strings.Contains(stdout.String(), want) {
 			t.Errorf("%s: code %d, %q, %q", flag, code, &stdout, &stderr)
 		}
 	}
 }
 
-func TestDefaultPlaces(t *testing.T) {
+func TestDefaults(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct {
-		name          string
-		uid           int
-		env           map[string]string
-		listen, state string
-	}{
-		{name: "root", env: map[string]string{"XDG_RUNTIME_DIR": "/run/user/0"},
-			listen: "unix:///run/roundhouse/engine-provisioner.sock", state: "/var/lib/roundhouse/provisioner"},
-		{name: "a user", uid: 7, env: map[string]string{"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/h/state"},
-			listen: "unix:///run/user/7/roundhouse/engine-provisioner.sock", state: "/h/state/roundhouse/provisioner"},
-		{name: "a user without XDG", uid: 7, env: map[string]string{"HOME": "/h"},
-			listen: "unix:///tmp/roundhouse-7/engine-provisioner.sock", state: "/h/.local/state/roundhouse/provisioner"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			got := defaultConfig(tt.uid, func(name string) string { return tt.env[name] })
-			want := Config{Listen: []string{tt.listen}, StateDir: tt.state, LogLevel: "info"}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("defaults (-want +got):\n%s", diff)
-			}
-		})
+	env := map[string]string{"PIP_INDEX_URL": "https://pip", "NPM_CONFIG_REGISTRY": "https://npm"}
+	got := defaultConfig(daemonkit.Places{Run: "/r", State: "/s"}, func(name string) string { return env[name] })
+	want := Config{
+		Listen: []string{"unix:///r/engine-provisioner.sock"}, StateDir: "/s/provisioner", LogLevel: "info",
+		Registries: Registries{PyPI: "https://pip", NPM: "https://npm"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
 }
 
@@ -143,8 +131,8 @@ func TestStateDirectoryThatCannotBeUsed(t *testing.T) {
 	t.Parallel()
 	var stdout, stderr output
 	code := Main(t.Context(), "v", []string{"--state-dir", filepath.Join(file(t, "x"), "s"), "--listen", "127.0.0.1:0"}, &stdout, &stderr)
-	if code != ExitState || !strings.Contains(stderr.String(), "STORAGE_FAILED") && !strings.Contains(stderr.String(), "store") {
-		t.Errorf("exit code %d, want %d\n%s", code, ExitState, &stderr)
+	if code != daemonkit.ExitState || !strings.Contains(stderr.String(), "STORAGE_FAILED") && !strings.Contains(stderr.String(), "store") {
+		t.Errorf("exit code %d, want %d\n%s", code, daemonkit.ExitState, &stderr)
 	}
 }
 
@@ -169,15 +157,15 @@ func TestServe(t *testing.T) {
 	}
 
 	var out, second output
-	if code := Main(t.Context(), "v", []string{"--listen", "unix://" + socket, "--state-dir", store}, &out, &second); code != ExitListen {
-		t.Errorf("a second daemon on the same socket: code %d, want %d\n%s", code, ExitListen, &second)
+	if code := Main(t.Context(), "v", []string{"--listen", "unix://" + socket, "--state-dir", store}, &out, &second); code != daemonkit.ExitListen {
+		t.Errorf("a second daemon on the same socket: code %d, want %d\n%s", code, daemonkit.ExitListen, &second)
 	}
 	if err := conn.Close(); err != nil {
 		t.Error(err)
 	}
 	stop()
-	if code := <-ended; code != ExitOK {
-		t.Errorf("exit code %d, want %d\n%s", code, ExitOK, &stderr)
+	if code := <-ended; code != daemonkit.ExitOK {
+		t.Errorf("exit code %d, want %d\n%s", code, daemonkit.ExitOK, &stderr)
 	}
 	if _, err := os.Stat(socket); !os.IsNotExist(err) {
 		t.Errorf("the socket is left: %v", err)

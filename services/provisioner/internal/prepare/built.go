@@ -35,8 +35,8 @@ type origin struct {
 	from source.Origin
 	// commit is empty for an archive.
 	commit string
-	// archive is the path of an archive, else empty.
-	archive string
+	// archive is an archive's file, zero for anything else.
+	archive store.Blob
 	// name tells the source from others.
 	name string
 }
@@ -53,7 +53,7 @@ func (s *Service) built(ctx context.Context, planned *plan.Plan, spec *enginev1.
 	}
 	key := s.planner.BuildKey(planned.Kind, spec, from.name, compilers)
 	unpack := planned.Step(plan.EngineCheckout)
-	if from.archive != "" {
+	if from.archive.Path != "" {
 		unpack = planned.Step(plan.EngineExtract)
 	}
 	found, err := s.cfg.Store.Engine(key)
@@ -109,7 +109,7 @@ func (s *Service) origin(ctx context.Context, planned *plan.Plan, spec *enginev1
 		return origin{}, err
 	}
 	if spec.GetArchive() != nil {
-		return origin{archive: file.Blob.Path, name: string(file.Blob.Digest)}, nil
+		return origin{archive: file.Blob, name: string(file.Blob.Digest)}, nil
 	}
 	from := source.Bundle{Path: file.Blob.Path, Ref: spec.GetBundle().GetRef()}
 	kept := plan.CommitKey(string(file.Blob.Digest), from.Ref)
@@ -134,8 +134,12 @@ func (s *Service) resolve(ctx context.Context, from source.Origin, name, ref str
 
 // unpack puts the source below tree and returns the folder that holds it.
 func (s *Service) unpack(ctx context.Context, from origin, tree *store.WorkDir, step *step) (string, error) {
-	if from.archive != "" {
-		return unpackArchive(ctx, from.archive, tree)
+	if from.archive.Path != "" {
+		top, err := unpackArchive(ctx, from.archive.Path, tree)
+		if err != nil {
+			err = s.refused(ctx, plan.FieldArchive, from.archive.Digest, errors.Join(err, tree.Clear()))
+		}
+		return top, err
 	}
 	checkout, err := s.cfg.Sources.Checkout(ctx, from.from, from.commit, filepath.Join(tree.Path, treeName), source.Observer{
 		Progress: func(p source.Progress) { step.percent(overall(p)) },

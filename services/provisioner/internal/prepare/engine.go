@@ -94,9 +94,22 @@ func (s *Service) packaged(ctx context.Context, planned *plan.Plan, artifact *en
 			}
 			return labels(layout, "")
 		})
-		return err
+		return s.refused(ctx, plan.FieldPackage, file.Blob.Digest, err)
 	})
 	return found, err
+}
+
+// refused names field in an error that says that a file is not what it should be, and forgets the file.
+func (s *Service) refused(ctx context.Context, field string, file store.Digest, err error) error {
+	switch reason.Of(err) {
+	case reason.UntrustedArtifact, reason.InvalidParams, reason.EngineNotFound:
+		if discardErr := s.cfg.Store.Discard(context.WithoutCancel(ctx), file); discardErr != nil {
+			return errors.Join(at(field, err), discardErr)
+		}
+		return at(field, err)
+	default:
+		return err
+	}
 }
 
 func extract(ctx context.Context, path, dir string) error {

@@ -37,7 +37,7 @@ func (s *Service) model(ctx context.Context, planned *plan.Plan, t *track) (*eng
 	var staged store.Model
 	err = s.do(ctx, t, inspect, func(ctx context.Context, _ *step) (err error) {
 		if header, err = readHeader(file.Blob); err != nil {
-			return at(plan.FieldModel, err)
+			return s.refused(ctx, plan.FieldModel, file.Blob.Digest, err)
 		}
 		staged, err = s.cfg.Store.PublishModel(ctx, store.ModelManifest{
 			ID: modelKey(file), Files: []store.ModelFile{{Name: file.Name, Role: roleWeights, Digest: file.Blob.Digest}},

@@ -149,6 +149,23 @@ func (s *Store) publishFile(staged, path, sidecar string, info fs.FileInfo) erro
 	return s.appear(staged, path) // G20
 }
 
+// Discard removes a blob that turned out to be of no use; one that the store does not have is no error. Who else has looked
+// it up may find it gone, and an open file of it stays readable. Blobs of published models must not be discarded.
+func (s *Store) Discard(ctx context.Context, digest Digest) error {
+	release, err := s.lock(ctx, "blob "+string(digest))
+	if err != nil {
+		return err
+	}
+	defer release()
+	path, sidecar := s.blobPaths(digest)
+	for _, name := range []string{path, sidecar} { // a sidecar without a blob means nothing
+		if err := s.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return diskError("discard blob", name, 0, err)
+		}
+	}
+	return nil
+}
+
 func (s *Store) blobPaths(digest Digest) (path, sidecar string) {
 	name := digest.Hex()
 	path = s.path("blobs", "sha256", name[:2], name)

@@ -250,3 +250,34 @@ func BenchmarkLookUp(b *testing.B) {
 		})
 	}
 }
+
+func TestDiscard(t *testing.T) {
+	t.Parallel()
+	s := open(t, store.Config{Root: filepath.Join(t.TempDir(), "root")})
+	partial, err := s.Partial(t.Context(), "useless")
+	must(t, err)
+	_, err = partial.Write([]byte("useless"))
+	must(t, err)
+	blob, err := partial.Commit(t.Context(), "")
+	must(t, err)
+	for range 2 {
+		must(t, s.Discard(t.Context(), blob.Digest))
+	}
+	if _, err := s.Blob(blob.Digest); !errors.Is(err, store.ErrAbsent) {
+		t.Errorf("the blob is %v, want absent", err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(blob.Path)); err != nil || len(left) != 0 {
+		t.Errorf("files of the blob: %v, %v; want none", left, err)
+	}
+}
+
+func TestPartialWithoutContentLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s := open(t, store.Config{Root: filepath.Join(t.TempDir(), "root")})
+	partial, err := s.Partial(t.Context(), "nothing came")
+	must(t, err)
+	must(t, partial.Close())
+	if left, err := os.ReadDir(filepath.Join(s.Root(), "partial")); err != nil || len(left) != 0 {
+		t.Errorf("partial content: %v, %v; want none", left, err)
+	}
+}

@@ -172,10 +172,11 @@ func (p *Partial) Discard() error {
 		return nil
 	}
 	err := p.store.removeTree(p.dir)
+	p.offset = 0
 	return errors.Join(diskError("discard partial content", p.dir, 0, err), p.Close())
 }
 
-// Close lets the next caller have the partial; the content stays. Closing again does nothing.
+// Close lets the next caller have the partial; the content stays, if there is any. Closing again does nothing.
 func (p *Partial) Close() error {
 	if p.release == nil {
 		return nil
@@ -185,6 +186,9 @@ func (p *Partial) Close() error {
 	var err error
 	if p.file != nil {
 		err = p.file.Close()
+		if p.offset == 0 {
+			err = errors.Join(err, p.store.removeTree(p.dir))
+		}
 	}
 	release()
 	if err != nil && !errors.Is(err, fs.ErrClosed) {
