@@ -23,6 +23,8 @@ const (
 	settle     = 50 * time.Millisecond
 	// askLimit is how long an engine may take to answer; an engine that does not is one that does not say.
 	askLimit = 2 * time.Second
+	// lastAskLimit is how long it may take at the deadline, to be told how many requests are cut.
+	lastAskLimit = 500 * time.Millisecond
 	// tellEvery is how often callers are told although nothing has changed.
 	tellEvery = time.Second
 )
@@ -60,10 +62,14 @@ type DrainResult struct {
 
 // drain is one drain under way.
 type drain struct {
-	options DrainOptions
+	// reached ends the waiting with errDeadline.
+	reached context.CancelCauseFunc
 
-	// mu guards progress and changed.
+	// mu guards giveUp, deadline, timer, progress and changed.
 	mu       sync.Mutex
+	giveUp   bool
+	deadline time.Time
+	timer    *time.Timer
 	progress DrainProgress
 	changed  chan struct{}
 
@@ -71,6 +77,45 @@ type drain struct {
 	done   chan struct{}
 	result DrainResult
 	err    error
+}
+
+// newDrain returns a drain whose deadline runs from now, and the context of its waiting.
+func newDrain(ctx context.Context, options DrainOptions) (*drain, context.Context) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	d := &drain{
+		reached:  cancel,
+		giveUp:   options.GiveUp,
+		deadline: time.Now().Add(options.Deadline),
+		progress: DrainProgress{Remaining: options.Deadline},
+		changed:  make(chan struct{}),
+		done:     make(chan struct{}),
+	}
+	d.timer = time.AfterFunc(options.Deadline, func() { cancel(errDeadline) })
+	return d, ctx
+}
+
+// tighten makes a drain under way what a second caller asks for, as far as that is sterner: the earlier deadline counts, and
+// forcing rather than giving up.
+func (d *drain) tighten(options DrainOptions) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.giveUp = d.giveUp && options.GiveUp
+	if deadline := time.Now().Add(options.Deadline); deadline.Before(d.deadline) {
+		d.deadline = deadline
+		d.timer.Reset(options.Deadline)
+	}
+}
+
+func (d *drain) remaining(now time.Time) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return max(d.deadline.Sub(now), 0)
+}
+
+func (d *drain) givesUp() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.giveUp
 }
 
 func (d *drain) tell(progress DrainProgress) {
@@ -102,9 +147,11 @@ func (d *drain) follow(ctx context.Context, emit func(DrainProgress) error) (Dra
 }
 
 // Drain takes a pool out of service and returns when no process of it is left, or the engines were left running at the
-// deadline as asked. On a pool that has no engine it returns at once, on one that is being drained it attaches, and a
-// load under way it cancels. If ctx ends the call returns and the drain goes on.
+// deadline as asked. On a pool that has no engine it returns at once; on one that is being drained it attaches, and the
+// sterner of both callers' options count; a load under way it cancels, which leaves the pool STOPPED. If ctx ends the call
+// returns and the drain goes on.
 func (p *Pools) Drain(ctx context.Context, id registry.PoolID, options DrainOptions, emit func(DrainProgress) error) (DrainResult, error) {
+	began := p.config.Now()
 	for {
 		pool := p.pool(id)
 		if pool == nil {
@@ -123,7 +170,7 @@ func (p *Pools) Drain(ctx context.Context, id registry.PoolID, options DrainOpti
 		case errors.Is(err, errLoading):
 			continue
 		case err != nil || idle != nil:
-			return DrainResult{Pool: idle}, err
+			return DrainResult{Pool: idle, Duration: p.config.Now().Sub(began)}, err
 		}
 		return drain.follow(ctx, emit)
 	}
@@ -142,6 +189,7 @@ func (p *pool) beginDrain(ctx context.Context, options DrainOptions) (*drain, *r
 	case p.loading != nil:
 		return nil, nil, errLoading
 	case p.draining != nil:
+		p.draining.tighten(options)
 		return p.draining, nil, nil
 	case len(p.alive) == 0:
 		if p.snapshot.State != registry.StateStopped {
@@ -149,21 +197,20 @@ func (p *pool) beginDrain(ctx context.Context, options DrainOptions) (*drain, *r
 		}
 		return nil, p.putLocked(), nil
 	}
-	d := &drain{options: options, changed: make(chan struct{}), done: make(chan struct{})}
-	d.progress = DrainProgress{Remaining: options.Deadline}
+	d, waiting := newDrain(context.WithoutCancel(ctx), options)
 	p.draining = d
-	p.pools.work.Go(func() { p.drain(context.WithoutCancel(ctx), d) })
+	p.pools.work.Go(func() { p.drain(waiting, d) })
 	return d, nil, nil
 }
 
-// drain runs one drain from its begin to its end.
+// drain runs one drain from its begin to its end. The end of ctx is its deadline.
 func (p *pool) drain(ctx context.Context, d *drain) {
 	began := p.pools.config.Now()
 	p.withdraw()
-	waiting, cancel := context.WithTimeoutCause(ctx, d.options.Deadline, errDeadline)
-	inFlight, idle := p.awaitIdle(waiting, d)
-	cancel()
-	if !idle && d.options.GiveUp {
+	inFlight, idle := p.awaitIdle(ctx, d)
+	d.timer.Stop()
+	d.reached(nil)
+	if !idle && d.givesUp() {
 		d.result.GaveUp = true
 		p.offer()
 	} else {

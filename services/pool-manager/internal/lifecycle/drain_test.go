@@ -5,6 +5,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -110,13 +111,18 @@ func TestDrainOfAnEngineThatDoesNotSay(t *testing.T) {
 }
 
 func TestDrainWithoutDeadlineWaitsForNone(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
-		mustPreload(t, pools, spec("a", 1))
-		w.engine(t, "a-0").set(1, false)
-		if result := mustDrain(t, pools, DrainOptions{}); !result.Forced || result.Duration > time.Second {
-			t.Errorf("result is %+v, want it forced at once", result)
-		}
-	})
+	for _, requests := range []int{0, 2} {
+		t.Run(fmt.Sprint("requests=", requests), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
+				mustPreload(t, pools, spec("a", 1))
+				w.engine(t, "a-0").set(requests, false)
+				result := mustDrain(t, pools, DrainOptions{})
+				if result.Forced != (requests > 0) || result.RequestsCut != requests || result.Duration > time.Second {
+					t.Errorf("result is %+v, want %d requests cut at once", result, requests)
+				}
+			})
+		})
+	}
 }
 
 func TestDrainGivesUp(t *testing.T) {
@@ -165,14 +171,63 @@ func TestDrainOfAnEngineThatEndsMeanwhile(t *testing.T) {
 }
 
 func TestDrainCancelsALoad(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world, pools *Pools, known *registry.Registry) {
-		go func() { _, _ = pools.Preload(t.Context(), spec("a", 1), "", ignoreLoad) }()
-		synctest.Wait()
-		_, err := pools.Drain(t.Context(), "a", DrainOptions{}, ignoreDrain)
-		wantReason(t, err, reason.PoolNotFound) // A new pool whose load is cancelled is gone.
-		wantNoPool(t, known)
-		w.audit(t)
-	})
+	for _, after := range []time.Duration{0, 1500 * time.Millisecond} {
+		t.Run(after.String(), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world, pools *Pools, known *registry.Registry) {
+				loading := make(chan error, 1)
+				go func() {
+					_, err := pools.Preload(t.Context(), spec("a", 1), "", ignoreLoad)
+					loading <- err
+				}()
+				synctest.Wait()
+				pass(after)
+				result := mustDrain(t, pools, DrainOptions{Deadline: time.Minute})
+				if result.Forced || result.Pool.State != registry.StateStopped {
+					t.Errorf("result is %+v, want an unforced stop", result)
+				}
+				for _, r := range result.Pool.Replicas {
+					if r.State != registry.ReplicaStopped {
+						t.Errorf("replica %s is %s, want STOPPED", r.ID, r.State)
+					}
+				}
+				wantReason(t, <-loading, reason.Cancelled)
+				w.audit(t)
+			})
+		})
+	}
+}
+
+func TestSternerDrainCounts(t *testing.T) {
+	tests := []struct {
+		name          string
+		first, second DrainOptions
+		wantGaveUp    bool
+		want          time.Duration
+	}{
+		{"earlier deadline", DrainOptions{Deadline: time.Hour}, DrainOptions{Deadline: 5 * time.Second}, false, 6 * time.Second},
+		{"later deadline", DrainOptions{Deadline: 5 * time.Second}, DrainOptions{Deadline: time.Hour}, false, 5 * time.Second},
+		{"force", DrainOptions{Deadline: 5 * time.Second, GiveUp: true}, DrainOptions{Deadline: time.Hour}, false, 5 * time.Second},
+		{"give up", DrainOptions{Deadline: 5 * time.Second}, DrainOptions{Deadline: time.Hour, GiveUp: true}, false, 5 * time.Second},
+		{"both give up", DrainOptions{Deadline: time.Hour, GiveUp: true}, DrainOptions{GiveUp: true}, true, time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
+				mustPreload(t, pools, spec("a", 1))
+				w.engine(t, "a-0").set(1, false)
+				first := make(chan DrainResult, 1)
+				go func() { first <- mustDrain(t, pools, tt.first) }()
+				pass(time.Second)
+				second := mustDrain(t, pools, tt.second)
+				if got := <-first; got.Duration != second.Duration || got.GaveUp != second.GaveUp {
+					t.Errorf("the callers were told %+v and %+v", got, second)
+				}
+				if second.GaveUp != tt.wantGaveUp || second.Duration < tt.want || second.Duration > tt.want+time.Second {
+					t.Errorf("result is %+v, want gave up: %t after %s", second, tt.wantGaveUp, tt.want)
+				}
+			})
+		})
+	}
 }
 
 func TestDrainAttaches(t *testing.T) {

@@ -30,10 +30,10 @@ func allKnown(counts map[*replica]count) bool {
 	return true
 }
 
-// awaitIdle waits until the engines say, twice and settle apart, that they have no request in flight, or until ctx
-// ends. It returns their last counts and whether they are idle. An engine that has ended counts as idle.
+// awaitIdle waits until the engines say, twice and settle apart, that they have no request in flight, or until the
+// drain's deadline has come, when they are asked once more and once is enough. It returns their last counts and whether
+// they are idle. An engine that has ended counts as idle.
 func (p *pool) awaitIdle(ctx context.Context, d *drain) (map[*replica]count, bool) {
-	deadline, _ := ctx.Deadline()
 	var counts map[*replica]count
 	var told time.Time
 	zeros, pause := 0, firstAsk
@@ -42,7 +42,7 @@ func (p *pool) awaitIdle(ctx context.Context, d *drain) (map[*replica]count, boo
 		counts = p.ask(ctx, counts)
 		now := time.Now()
 		if before == nil || total(before) != total(counts) || allKnown(before) != allKnown(counts) || now.Sub(told) >= tellEvery {
-			d.tell(DrainProgress{InFlight: total(counts), Known: allKnown(counts), Remaining: max(deadline.Sub(now), 0)})
+			d.tell(DrainProgress{InFlight: total(counts), Known: allKnown(counts), Remaining: d.remaining(now)})
 			told = now
 		}
 		if allKnown(counts) && total(counts) == 0 {
@@ -58,14 +58,20 @@ func (p *pool) awaitIdle(ctx context.Context, d *drain) (map[*replica]count, boo
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return counts, false
+			counts = p.ask(ctx, counts)
+			return counts, allKnown(counts) && total(counts) == 0
 		}
 	}
 }
 
-// ask asks every live engine at once. When ctx ends meanwhile, an engine that did not answer keeps its last count.
+// ask asks every live engine at once, also when ctx has ended: then they have lastAskLimit to answer. An engine that does
+// not answer keeps its last count.
 func (p *pool) ask(ctx context.Context, last map[*replica]count) map[*replica]count {
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	limit := askLimit
+	if ctx.Err() != nil {
+		limit = lastAskLimit
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	type answer struct {
 		replica *replica

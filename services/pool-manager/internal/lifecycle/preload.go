@@ -232,28 +232,31 @@ func equalSpecs(a, b registry.Spec) bool {
 // load runs one load from its begin to its end.
 func (p *pool) load(ctx context.Context, load *preload) {
 	began := p.pools.config.Now()
-	started, err := p.prepareAndStart(ctx, load)
+	made, err := p.prepareAndStart(ctx, load)
 	if err != nil && ctx.Err() != nil {
 		err = cancelError(context.Cause(ctx), p.id)
 	}
 	load.hub.Close(progress.Outcome{State: enginev1.StepState_STEP_STATE_CANCELLED})
 
-	load.pool = p.finishLoad(load.before, started && ctx.Err() == nil, err)
+	load.pool = p.finishLoad(ctx, load.before, made, err)
 	load.err, load.ended = err, p.pools.config.Now()
 	close(load.done)
 	p.pools.log.Info("preload ended", zap.String("pool_id", string(p.id)), zap.Stringer("reason", reason.Of(err)),
 		zap.Duration("duration", load.ended.Sub(began)))
 }
 
-// finishLoad publishes what a load has come to: the pool READY, or FAILED if it is to be kept, or as it was before.
-func (p *pool) finishLoad(before registry.Pool, keep bool, err error) *registry.Pool {
+// finishLoad publishes what a load has come to: the pool READY; FAILED if it failed after a process had been made;
+// STOPPED if it was drained; else as it was before.
+func (p *pool) finishLoad(ctx context.Context, before registry.Pool, made bool, err error) *registry.Pool {
 	p.mu.Lock()
 	p.loading = nil
 	switch {
 	case err == nil:
 		defer p.mu.Unlock()
 		return p.updateLocked(func(pool *registry.Pool) { p.settle(pool) })
-	case keep:
+	case errors.Is(context.Cause(ctx), errDrained):
+		p.updateLocked(func(pool *registry.Pool) { pool.State, pool.Phase, pool.Failure = registry.StateStopped, 0, nil })
+	case made && ctx.Err() == nil:
 		p.updateLocked(func(pool *registry.Pool) {
 			pool.State, pool.Phase = registry.StateFailed, 0
 			pool.Failure = &registry.Failure{Reason: reason.Of(err), Message: err.Error(), At: p.pools.config.Now()}

@@ -103,16 +103,18 @@ func (r *replica) launch(ctx context.Context) {
 		}, zap.Duration("duration", info.Ready.Sub(info.Started)), zap.Int("pid", info.PID))
 		return
 	}
+	state := registry.ReplicaFailed
+	if ctx.Err() != nil { // It was told to stop.
+		state = registry.ReplicaStopped
+	}
 	var failed *launch.Error
 	if errors.As(r.launchErr, &failed) {
 		r.change("replica did not get ready", func(replica *registry.Replica) {
-			replica.State, replica.PID, replica.Exit = registry.ReplicaFailed, 0, failed.Exit
+			replica.State, replica.PID, replica.Exit = state, 0, failed.Exit
 		}, zap.Error(r.launchErr))
 		return
 	}
-	r.change("replica was not started", func(replica *registry.Replica) {
-		replica.State = registry.ReplicaFailed
-	}, zap.Error(r.launchErr))
+	r.change("replica was not started", func(replica *registry.Replica) { replica.State = state }, zap.Error(r.launchErr))
 }
 
 // hadEngine says whether the process of the engine was made, whatever became of it. It is for a replica that is launched.

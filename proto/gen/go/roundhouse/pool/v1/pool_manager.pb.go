@@ -602,7 +602,7 @@ func (x *DrainProgress) GetRemaining() *durationpb.Duration {
 // DrainResult is how a drain ended.
 type DrainResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// True if requests were in flight, or an engine did not say, when the engines were stopped.
+	// True if requests were in flight, or an engine did not say whether any were, when the engines were stopped.
 	Forced bool `protobuf:"varint,1,opt,name=forced,proto3" json:"forced,omitempty"`
 	// True if the deadline came and the engines were left running, as asked.
 	GaveUp bool `protobuf:"varint,2,opt,name=gave_up,json=gaveUp,proto3" json:"gave_up,omitempty"`

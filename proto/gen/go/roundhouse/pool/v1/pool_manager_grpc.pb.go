@@ -54,8 +54,9 @@ type PoolManagerServiceClient interface {
 	// Drain takes a pool out of service: it is DRAINING at once, waits until the engines' own count of requests in flight
 	// is zero or the deadline has come, stops every process and ends with the result when none is left.
 	//
-	// Repeating it is safe: on a STOPPED pool it answers at once, on a DRAINING one it attaches (the first deadline stands).
-	// On a pool that is loading it cancels the load. Going away does not stop the work.
+	// Repeating it is safe: on a STOPPED pool it answers at once. On a DRAINING one it attaches and tightens: the earlier
+	// deadline counts, and FORCE rather than GIVE_UP; both callers get the one result. On a pool that is loading it cancels
+	// the load and leaves the pool STOPPED. Going away does not stop the work.
 	// Reasons: POOL_NOT_FOUND, STOP_FAILED.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainResponse], error)
 	// Watch tells what pools there are and every change of them. Without a token: each matching pool as an upsert, then
@@ -224,8 +225,9 @@ type PoolManagerServiceServer interface {
 	// Drain takes a pool out of service: it is DRAINING at once, waits until the engines' own count of requests in flight
 	// is zero or the deadline has come, stops every process and ends with the result when none is left.
 	//
-	// Repeating it is safe: on a STOPPED pool it answers at once, on a DRAINING one it attaches (the first deadline stands).
-	// On a pool that is loading it cancels the load. Going away does not stop the work.
+	// Repeating it is safe: on a STOPPED pool it answers at once. On a DRAINING one it attaches and tightens: the earlier
+	// deadline counts, and FORCE rather than GIVE_UP; both callers get the one result. On a pool that is loading it cancels
+	// the load and leaves the pool STOPPED. Going away does not stop the work.
 	// Reasons: POOL_NOT_FOUND, STOP_FAILED.
 	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error
 	// Watch tells what pools there are and every change of them. Without a token: each matching pool as an upsert, then
