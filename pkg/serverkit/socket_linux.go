@@ -38,6 +38,9 @@ func openSocket(ctx context.Context, path string) (_ net.Listener, err error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, err
 	}
+	if err := checkFolder(folder, os.Geteuid()); err != nil {
+		return nil, err
+	}
 	unlock, err := lockFolder(folder)
 	if err != nil {
 		return nil, err
@@ -67,6 +70,26 @@ func openSocket(ctx context.Context, path string) (_ net.Listener, err error) {
 		return nil, errors.Join(err, l.UnixListener.Close())
 	}
 	return l, nil
+}
+
+// checkFolder refuses a folder in which somebody else could put a socket of his own in place of ours: one that belongs to
+// neither uid nor root, or that others may write to and that lacks the sticky bit.
+func checkFolder(folder string, uid int) error {
+	info, err := os.Stat(folder)
+	if err != nil {
+		return err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("owner of %s is not known", folder)
+	}
+	owned := int(stat.Uid) == uid || stat.Uid == 0
+	shared := info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0
+	if owned && !shared {
+		return nil
+	}
+	return reason.New(reason.UntrustedArtifact, fmt.Sprintf("others may replace sockets in %s (owner %d, mode %s)", folder, stat.Uid, info.Mode()),
+		reason.Field(fieldListen), reason.Remedy("use a folder that belongs to you or root and that nobody else may write to"))
 }
 
 // Close stops listening and removes the socket's file. Repeating it changes nothing.

@@ -222,3 +222,52 @@ func TestCloseRemovesOnlyItsOwnSocket(t *testing.T) {
 		t.Errorf("the second's socket is left: %v", err)
 	}
 }
+
+func TestCheckFolder(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		mode fs.FileMode
+		uid  int
+		want reason.Reason
+	}{
+		{"ours alone", 0o700, os.Geteuid(), reason.Unspecified},
+		{"ours, others may read", 0o755, os.Geteuid(), reason.Unspecified},
+		{"ours, others may write", 0o777, os.Geteuid(), reason.UntrustedArtifact},
+		{"ours, the group may write", 0o770, os.Geteuid(), reason.UntrustedArtifact},
+		{"ours, shared as /tmp is", 0o777 | fs.ModeSticky, os.Geteuid(), reason.Unspecified},
+		{"root's, as seen by a user", 0o755, 4711, reason.Unspecified},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			folder := t.TempDir()
+			if err := os.Chmod(folder, tt.mode); err != nil {
+				t.Fatal(err)
+			}
+			if os.Geteuid() != 0 && tt.uid != os.Geteuid() {
+				tt.want = reason.UntrustedArtifact
+			}
+			if err := checkFolder(folder, tt.uid); (err == nil) != (tt.want == reason.Unspecified) || err != nil && reason.Of(err) != tt.want {
+				t.Errorf("checkFolder(mode %s) = %v, want %s", tt.mode, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestCheckFolderOfAnother(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	if os.Geteuid() == 0 { // Only root can give a folder away, and root owns what anybody may use.
+		if err := os.Chown(folder, 4711, -1); err != nil {
+			t.Fatal(err)
+		}
+		if err := checkFolder(folder, 4712); reason.Of(err) != reason.UntrustedArtifact {
+			t.Errorf("checkFolder = %v, want UNTRUSTED_ARTIFACT", err)
+		}
+		return
+	}
+	if err := checkFolder(folder, os.Geteuid()+1); reason.Of(err) != reason.UntrustedArtifact {
+		t.Errorf("checkFolder = %v, want UNTRUSTED_ARTIFACT", err)
+	}
+}
