@@ -6,9 +6,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 
 	"go.yaml.in/yaml/v3"
 
@@ -38,8 +38,9 @@ func PlacesOf(uid int, getenv func(string) string) Places {
 	return p
 }
 
-// ReadFile reads a configuration file, which is one YAML document or empty; no path is an empty file. A key that C does
-// not have, a value of another type and a second document are errors that name the line.
+// ReadFile reads a configuration file, which is one YAML document or empty; no path is an empty file. C is a struct whose
+// fields have their keys as yaml tags. A key that C does not have, a value of another type and a second document are errors
+// that name the line.
 func ReadFile[C any](path string) (C, error) {
 	var config C
 	if path == "" {
@@ -49,14 +50,8 @@ func ReadFile[C any](path string) (C, error) {
 	if err != nil {
 		return config, fmt.Errorf("--config: %w", err)
 	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	decoder.KnownFields(true)
-	if err := decoder.Decode(&config); err != nil && !errors.Is(err, io.EOF) {
+	if err := decodeOne(yaml.NewDecoder(bytes.NewReader(text)), reflect.ValueOf(&config).Elem()); err != nil {
 		return config, fmt.Errorf("--config %s: %w", path, err)
-	}
-	var more yaml.Node
-	if err := decoder.Decode(&more); !errors.Is(err, io.EOF) {
-		return config, fmt.Errorf("--config %s: line %d: there is a second document", path, more.Line)
 	}
 	return config, nil
 }

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -55,6 +56,8 @@ type config struct {
 	Group struct {
 		Number int `yaml:"number"`
 	} `yaml:"group"`
+	Wait time.Duration `yaml:"wait"`
+	On   bool          `yaml:"on"`
 }
 
 func TestReadFile(t *testing.T) {
@@ -71,18 +74,27 @@ func TestReadFile(t *testing.T) {
 		{"nothing", "", config{}, nil},
 		{"a comment", "# nothing\n", config{}, nil},
 		{"a marked document", "---\nname: x\n...\n", config{Name: "x"}, nil},
-		{"an unknown key", "name: x\nnmae: y\n", config{}, []string{"line 2", "nmae"}},
-		{"an unknown key of a group", "group:\n  numbr: 3\n", config{}, []string{"line 2", "numbr"}},
+		{"an empty group", "name: x\ngroup:\n", config{Name: "x"}, nil},
+		{"an alias", "words: &w [a]\nname: x\ngroup: {number: 0}\n", config{Name: "x", Words: []string{"a"}}, nil},
+		{"a time", "wait: 90s\non: true\n", config{Wait: 90 * time.Second, On: true}, nil},
+		{"an unknown key", "name: x\nnmae: y\n", config{}, []string{`line 2: unknown key "nmae"; there are group, name, on, wait, words`}},
+		{"an unknown key of a group", "group:\n  numbr: 3\n", config{}, []string{`line 2: unknown key "numbr"; there are number`}},
 		{"two unknown keys", "a: 1\nb: 2\n", config{}, []string{"line 1", "line 2"}},
-		{"a key twice", "name: x\nname: y\n", config{}, []string{"line 2", "name"}},
-		{"a wrong type", "group:\n  number: many\n", config{}, []string{"line 2", "many"}},
+		{"a key twice", "name: x\nname: y\n", config{}, []string{`line 2: key "name" is given twice`}},
+		{"a wrong number", "group:\n  number: many\n", config{}, []string{`line 2: group.number: "many" is not a whole number`}},
+		{"a wrong time", "wait: soon\n", config{}, []string{`line 1: wait: "soon" is not a time such as 30s`}},
+		{"a wrong switch", "on: perhaps\n", config{}, []string{`line 1: on: "perhaps" is not true or false`}},
+		{"a text in place of a list", "words: a\n", config{}, []string{`line 1: words: "a" is not a list`}},
+		{"a list in place of a text", "name: [a]\n", config{}, []string{"line 1: name: is not a text"}},
+		{"a text in place of a group", "group: 3\n", config{}, []string{"line 1: group: is not made of keys"}},
 		{"no YAML", "\tname: x\n", config{}, []string{"token"}},
+		{"an open list", "name: [\n", config{}, []string{"line 1"}},
 		{"two documents", "name: x\n---\nname: y\n", config{}, []string{"line 2", "second document"}},
-		{"a list", "- name\n", config{}, []string{"line 1"}},
+		{"a list", "- name\n", config{}, []string{"line 1: is not made of keys"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			path := filepath.Join(t.TempDir(), "c.yaml")
+			path := filepath.Join(t.TempDir(), "c.conf")
 			if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -91,8 +103,8 @@ func TestReadFile(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); err == nil && diff != "" {
 				t.Errorf("configuration (-want +got):\n%s", diff)
 			}
-			if err != nil && !strings.Contains(err.Error(), path) {
-				t.Errorf("%v does not name the file", err)
+			if err != nil && (!strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "yaml")) {
+				t.Errorf("%v does not name the file, or names what reads it", err)
 			}
 		})
 	}

@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -52,22 +53,42 @@ func Refuse(name string, err error, stderr io.Writer) int {
 }
 
 // Run is the life of a daemon: it calls serve with a logger of the level that writes to stderr, and returns the exit code
-// that is due to its error. The context of serve ends with ctx and at SIGTERM or SIGINT; a second signal ends the program
+// that is due to its error. The context of serve ends with ctx and at SIGTERM or SIGINT; a signal after that ends the program
 // as if it were not caught.
 func Run(ctx context.Context, name, level string, stderr io.Writer, serve func(context.Context, *zap.Logger) error) int {
 	log, err := serverkit.NewLogger(level, zapcore.AddSync(stderr))
 	if err != nil {
 		return Refuse(name, err, stderr)
 	}
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := untilSignal(ctx)
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	if err := serve(ctx, log); err != nil {
 		log.Error("ended with an error", zap.Error(err))
 		return exitCode(err)
 	}
 	log.Info("ended")
 	return ExitOK
+}
+
+// untilSignal returns a context that ends with ctx and at SIGTERM or SIGINT, when signals are not caught any more already.
+// The function gives up what was taken and returns when signals are not caught.
+func untilSignal(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	signals, ended := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		defer close(ended)
+		select {
+		case <-signals:
+		case <-ctx.Done():
+		}
+		signal.Stop(signals)
+		cancel()
+	}()
+	return ctx, func() {
+		cancel()
+		<-ended
+	}
 }
 
 func exitCode(err error) int {

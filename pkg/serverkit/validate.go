@@ -69,25 +69,23 @@ func (c *checks) check(req any) error {
 	return violations(message, invalid)
 }
 
-// violations names each field at fault. With one it is the error's field; with more, each has its own problem.
+// violations names each field at fault and what it takes. With one it is the error's field; with more, each has its own
+// problem.
 func violations(message proto.Message, invalid *protovalidate.ValidationError) error {
-	owner := message.ProtoReflect().Descriptor().FullName()
-	if field := invalid.Violations[0].FieldDescriptor; field != nil {
-		owner = field.Parent().FullName()
-	}
-	options := []reason.Option{reason.Remedy(fmt.Sprintf("give what the rules of %s allow", owner))}
-	if len(invalid.Violations) == 1 {
-		v := invalid.Violations[0].Proto
-		return reason.New(reason.InvalidParams, v.GetMessage(),
-			append(options, reason.Field(protovalidate.FieldPathString(v.GetField())))...)
-	}
-	var all []string
+	var options []reason.Option
+	var problems, remedies []string
 	for _, violation := range invalid.Violations {
 		name := protovalidate.FieldPathString(violation.Proto.GetField())
-		options = append(options, reason.Violation(name, violation.Proto.GetMessage()))
-		all = append(all, name+": "+violation.Proto.GetMessage())
+		problem, takes := explain(message.ProtoReflect().Descriptor(), violation)
+		if len(invalid.Violations) == 1 {
+			return reason.New(reason.InvalidParams, problem, reason.Field(name), reason.Remedy("give "+takes))
+		}
+		options = append(options, reason.Violation(name, problem))
+		problems = append(problems, name+": "+problem)
+		remedies = append(remedies, name+": "+takes)
 	}
-	return reason.New(reason.InvalidParams, strings.Join(all, "; "), options...)
+	options = append(options, reason.Remedy("give for "+strings.Join(remedies, "; for ")))
+	return reason.New(reason.InvalidParams, strings.Join(problems, "; "), options...)
 }
 
 func (c *checks) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {

@@ -18,6 +18,9 @@ import (
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
+// poolID is what a pool's id is made of.
+const poolID = "1 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"
+
 func TestInvalidRequestsNeverReachTheirHandler(t *testing.T) {
 	t.Parallel()
 	r := serve(t, serverkit.Config{}, &pools{
@@ -40,23 +43,27 @@ func TestInvalidRequestsNeverReachTheirHandler(t *testing.T) {
 		err    error
 		fields []string
 		own    bool // each field has a problem of its own
+		remedy string
 	}{
-		{"pool id with slashes", get("a/b"), []string{"pool_id"}, false},
-		{"pool id of 300 characters", get(strings.Repeat("a", 300)), []string{"pool_id"}, false},
-		{"no pool id", get(""), []string{"pool_id"}, false},
-		{"pool id in a stream's list", firstError(t, client, &poolv1.WatchRequest{PoolIds: []string{"a", "b/c"}}), []string{"pool_ids[1]"}, false},
+		{"pool id with slashes", get("a/b"), []string{"pool_id"}, false, "give " + poolID},
+		{"pool id of 300 characters", get(strings.Repeat("a", 300)), []string{"pool_id"}, false, "give " + poolID},
+		{"no pool id", get(""), []string{"pool_id"}, false, "give " + poolID},
+		{
+			"pool id in a stream's list", firstError(t, client, &poolv1.WatchRequest{PoolIds: []string{"a", "b/c"}}),
+			[]string{"pool_ids[1]"}, false, "give " + poolID,
+		},
 		{
 			"two fields",
 			firstError(t, client, &poolv1.WatchRequest{ResumeToken: strings.Repeat("x", 300), PoolIds: []string{"/"}}),
-			[]string{"resume_token", "pool_ids[0]"}, true,
+			[]string{"resume_token", "pool_ids[0]"}, true, "give for resume_token: at most 256 characters; for pool_ids[0]: " + poolID,
 		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			e := reason.FromStatus(tt.err)
-			if e.Reason != reason.InvalidParams || status.Code(tt.err) != codes.InvalidArgument || !strings.Contains(e.Remedy, "roundhouse.pool.v1.") {
-				t.Fatalf("got %v, want INVALID_PARAMS with a remedy that names the message", tt.err)
+			if e.Reason != reason.InvalidParams || status.Code(tt.err) != codes.InvalidArgument || e.Remedy != tt.remedy {
+				t.Fatalf("got %v, want INVALID_PARAMS with the remedy %q", tt.err, tt.remedy)
 			}
 			var names []string
 			for _, field := range e.Fields {

@@ -47,9 +47,9 @@ func newLauncher(config Config, records *state.Store, host *process.Host, log *z
 func launchWith(launcher *launch.Launcher) lifecycle.Launcher {
 	return func(ctx context.Context, request launch.Request, stage func(launch.Stage)) (lifecycle.Engine, error) {
 		engine, err := launcher.Launch(ctx, request, stage)
-		if err != nil {
+		if engine == nil {
 			return nil, err // A nil *Engine must not become an Engine that is not nil.
 		}
-		return engine, nil
+		return engine, err
 	}
 }

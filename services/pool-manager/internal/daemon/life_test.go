@@ -49,11 +49,9 @@ func (p *provisioner) Prepare(_ *provisionerv1.PrepareRequest, stream provisione
 func serveProvisioner(t *testing.T, inFlight int) (address, root string) {
 	t.Helper()
 	executable, words, err := processtest.Command(processtest.Script{
-		Listen:  "127.0.0.1:0",
-		Answers: map[string]string{"/models": `{"id":"m"}`, "/metrics": "running " + strconv.Itoa(inFlight) + "\n"},
-		Children: []processtest.Child{
-			{Detach: processtest.Daemon, Script: processtest.Script{Ignore: []syscall.Signal{syscall.SIGTERM}}},
-		},
+		Listen:   "127.0.0.1:0",
+		Answers:  map[string]string{"/models": `{"id":"m"}`, "/metrics": "running " + strconv.Itoa(inFlight) + "\n"},
+		Children: []processtest.Child{{Detach: processtest.Daemon, Script: processtest.Script{Lines: []string{"daemon up"}}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -111,9 +109,7 @@ func mustPreload(t *testing.T, c poolv1.PoolManagerServiceClient) int {
 	for err == nil {
 		var message *poolv1.PreloadResponse
 		if message, err = stream.Recv(); message.GetPool() != nil {
-			pid := int(message.GetPool().GetReplicas()[0].GetPid())
-			t.Cleanup(func() { _ = syscall.Kill(-pid, syscall.SIGKILL) }) // Of a session of its own; only if the test has failed it is there.
-			return pid
+			return int(message.GetPool().GetReplicas()[0].GetPid())
 		}
 	}
 	t.Fatalf("Preload: %v", err)
@@ -127,7 +123,8 @@ func alive(pid int) bool {
 	return err == nil && !strings.HasPrefix(after, "Z")
 }
 
-// with returns what tells the pids of living processes that have the nonce of this one.
+// with returns what tells the pids of living processes that have the nonce of this one. Those that are there at the end of
+// the test are killed.
 func with(t *testing.T, pid int) func() []int {
 	t.Helper()
 	environ := func(pid string) []string {
@@ -146,7 +143,7 @@ func with(t *testing.T, pid int) func() []int {
 	if nonce == "" {
 		t.Fatalf("process %d has no nonce", pid)
 	}
-	return func() (pids []int) {
+	family := func() (pids []int) {
 		entries, err := os.ReadDir("/proc")
 		if err != nil {
 			t.Fatal(err)
@@ -159,14 +156,21 @@ func with(t *testing.T, pid int) func() []int {
 		}
 		return pids
 	}
+	t.Cleanup(func() {
+		for _, pid := range family() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	return family
 }
 
-// wantTwo waits until the engine and its daemon are all that there is.
-func wantTwo(t *testing.T, family func() []int) {
+// wantTwo waits until the engine and its daemon are up and all that there is.
+func wantTwo(t *testing.T, state string, family func() []int) {
 	t.Helper()
 	testkit.Eventually(t, testPatience, "an engine and its daemon", func() (bool, string) {
+		log, err := os.ReadFile(filepath.Join(state, "logs/a/0-1.log"))
 		found := family()
-		return len(found) == 2, fmt.Sprint(found)
+		return err == nil && strings.Contains(string(log), "daemon up") && len(found) == 2, fmt.Sprint(found)
 	})
 }
 
@@ -191,7 +195,7 @@ func TestTermDrainsTheNode(t *testing.T) {
 	}
 	pid := mustPreload(t, c)
 	family := with(t, pid)
-	wantTwo(t, family)
+	wantTwo(t, state, family)
 	for _, name := range []string{"replicas/a-0-g1.json", "handoff/a-0.json", "logs/a/0-1.log"} {
 		if _, err := os.Stat(filepath.Join(state, name)); err != nil {
 			t.Errorf("while it runs: %v", err)
@@ -234,7 +238,7 @@ func TestSecondSignalEndsItAtOnce(t *testing.T) {
 	first := start(t, args...)
 	pid := mustPreload(t, connect(t, first, "unix://"+socket))
 	family := with(t, pid)
-	wantTwo(t, family)
+	wantTwo(t, state, family)
 	first.signal(t, syscall.SIGTERM)
 	first.says(t, "draining the node")
 	first.signal(t, syscall.SIGTERM)

@@ -67,7 +67,7 @@ type Dir struct {
 func Open(c Config) (*Dir, error) {
 	if !filepath.IsAbs(c.Dir) {
 		return nil, reason.New(reason.InvalidParams, fmt.Sprintf("handoff directory %q is not an absolute path", c.Dir),
-			reason.Field("handoff_dir"))
+			reason.Field("handoff_dir"), reason.Remedy("give an absolute path"))
 	}
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, storageError("create handoff directory", err)
@@ -114,7 +114,7 @@ func (d *Dir) isStale(name string) bool {
 func (d *Dir) Publish(e Entry) (string, error) {
 	if e.PoolID == "" || !strings.HasPrefix(e.ReplicaID, e.PoolID+"-") {
 		return "", reason.New(reason.InvalidParams, fmt.Sprintf("replica id %q does not begin with pool id %q and a dash", e.ReplicaID, e.PoolID),
-			reason.Field("replica_id"))
+			reason.Field("replica_id"), reason.Remedy("use another pool id"))
 	}
 	path, err := d.file(e.ReplicaID)
 	if err != nil {
@@ -157,7 +157,8 @@ func (d *Dir) Withdraw(replicaID string) error {
 
 func (d *Dir) file(replicaID string) (string, error) {
 	if strings.ContainsAny(replicaID, "/\x00") || strings.HasPrefix(replicaID, ".") || replicaID == "" || len(replicaID) > maxID {
-		return "", reason.New(reason.InvalidParams, fmt.Sprintf("replica id %q cannot be a file name", replicaID), reason.Field("replica_id"))
+		return "", reason.New(reason.InvalidParams, fmt.Sprintf("replica id %q cannot be a file name", replicaID),
+			reason.Field("replica_id"), reason.Remedy("use another pool id"))
 	}
 	return filepath.Join(d.path, replicaID+suffix), nil
 }

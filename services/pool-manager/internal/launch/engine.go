@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/enginelog"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/handoff"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/probe"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
@@ -120,12 +122,10 @@ func (e *Engine) Stop(ctx context.Context) (Stopped, error) {
 
 // end ends the whole tree and returns when it is proven gone.
 func (e *Engine) end(ctx context.Context) (Stopped, error) {
-	select {
-	case <-e.process.Done():
-	default:
-		e.asked = true
-	}
 	report, err := e.process.Stop(ctx, e.how.stop)
+	for _, sent := range report.Signals {
+		e.asked = e.asked || slices.Contains(sent.PIDs, e.info.PID)
+	}
 	if err != nil {
 		return Stopped{}, err
 	}
@@ -157,8 +157,11 @@ func (e *Engine) undo(ctx context.Context, err error) error {
 		// That something is left matters more than why it was to go.
 		return &Error{Err: errors.Join(stopErr, err)}
 	}
-	if !cancelled {
+	if cancelled {
+		e.settleLogs(logsOfUndone)
+	} else {
 		err = e.explain(err, stopped.Exit)
+		e.settleLogs(0)
 	}
 	return &Error{Exit: &stopped.Exit, Err: errors.Join(err, e.clear())}
 }
@@ -169,9 +172,11 @@ func (e *Engine) explain(err error, exit registry.Exit) error {
 		return err
 	}
 	options := []reason.Option{
-		reason.Cause(err),
 		reason.Meta("exit_class", strings.TrimPrefix(exit.Class.String(), "EXIT_CLASS_")),
 		reason.Remedy("read the pool's logs; they end with the engine's own words"),
+	}
+	if _, told := errors.AsType[*probe.ExitedError](err); !told { // It says no more than Describe.
+		options = append(options, reason.Cause(err))
 	}
 	if exit.Signal != "" {
 		options = append(options, reason.Meta("signal", exit.Signal))

@@ -21,8 +21,8 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
 
-// awaitDone waits until the engine's main process has exited.
-func awaitDone(t *testing.T, e *Engine) {
+// awaitDone waits until a main process has exited.
+func awaitDone(t *testing.T, e interface{ Done() <-chan struct{} }) {
 	t.Helper()
 	select {
 	case <-e.Done():
@@ -48,14 +48,16 @@ func TestStopKillsWhatIgnoresIt(t *testing.T) {
 func TestStopAfterACrashTellsOfTheCrash(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	e := w.mustLaunch(t, request(t, ready()))
+	e, pids := orphans(t, w) // Those are told to end.
+	e.how.stop.Steps[0].Wait = 50 * time.Millisecond
+	tree := pids()
 	kill(t, e.Info().PID)
 	awaitDone(t, e)
 	stopped, err := e.Stop(t.Context())
-	if err != nil || stopped.Killed || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_SIGNAL {
+	if err != nil || !stopped.Killed || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_SIGNAL {
 		t.Errorf("Stop = %+v, %v, want class SIGNAL", stopped, err)
 	}
-	w.audit(t)
+	w.audit(t, tree...)
 }
 
 // orphans returns an engine with two processes in sessions of their own, and a function that tells their pids.

@@ -72,6 +72,15 @@ func (a attempt) wantMeta(t *testing.T, want map[string]string) {
 	}
 }
 
+// wantField fails unless the error names this field of a Preload request.
+func (a attempt) wantField(t *testing.T, want string) {
+	t.Helper()
+	typed, ok := reason.As(a.err)
+	if !ok || len(typed.Fields) != 1 || typed.Fields[0].Name != want {
+		t.Errorf("%v does not name the field %s", a.err, want)
+	}
+}
+
 func TestEngineThatEndsByItself(t *testing.T) {
 	t.Parallel()
 	const class = "EXIT_CLASS_"
@@ -119,6 +128,9 @@ func TestEngineThatEndsByItself(t *testing.T) {
 			}
 			if !strings.Contains(a.err.Error(), Describe(exit)) {
 				t.Errorf("%q does not say %q", a.err, Describe(exit))
+			}
+			if strings.Contains(a.err.Error(), "it ended before it was ready") {
+				t.Errorf("%q says twice that it ended", a.err)
 			}
 			if _, err := os.Stat(a.log); err != nil {
 				t.Errorf("the log is gone: %v", err)
@@ -179,6 +191,9 @@ func TestEngineThatIsNotWhatWasPrepared(t *testing.T) {
 			a := w.fail(t.Context(), t, r, ignoreStage)
 			wantReason(t, a.err, tt.want)
 			a.wantMeta(t, nil)
+			if tt.want == reason.WorkerStartTimeout {
+				a.wantField(t, "spec.startup_timeout")
+			}
 			if !strings.Contains(a.err.Error(), tt.says) {
 				t.Errorf("%q does not say %q", a.err, tt.says)
 			}

@@ -118,7 +118,7 @@ type Stopped struct {
 	Killed bool
 }
 
-// Error says why a launch failed after the process was made. It wraps an error with a reason.
+// Error says why a launch failed after the process was made, and stage was told of it. It wraps an error with a reason.
 type Error struct {
 	// Exit is how the process ended; nil if it could not be ended.
 	Exit *registry.Exit
@@ -129,10 +129,14 @@ func (e *Error) Error() string { return e.Err.Error() }
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Launch returns an engine that is ready, or an error when nothing of it is left; if a process had been made, that is
-// an *Error. It tells stage when the process exists and when it is asked to prove itself. If ctx ends the launch is undone
-// and the cause is returned. Processes that cannot be ended, which takes a kernel that does not answer, are the one thing
-// that may be left: the reason is StopFailed then, and the record stays for the next Reclaim.
+// Launch returns an engine that is ready, or an error when nothing of it is left: an *Error if a process had been made and
+// stage was told of it, and another if not. It tells stage when the process exists and when it is asked to prove itself.
+// If ctx ends the launch is undone and the cause is returned. Processes that cannot be ended, which takes a kernel that
+// does not answer, are the one thing that may be left: then the *Error has no Exit, its reason is StopFailed, and the
+// engine is returned with it, to be stopped again.
+//
+// The log of a start takes the place of those before it when the start is ready or has failed by itself. One that the end
+// of ctx has undone leaves them, up to 8, and its own beside them; one that made no process leaves them and none of its own.
 func (l *Launcher) Launch(ctx context.Context, request Request, stage func(Stage)) (*Engine, error) {
 	how, err := understand(l.config.Env, request)
 	if err != nil {
@@ -156,12 +160,12 @@ func (l *Launcher) Launch(ctx context.Context, request Request, stage func(Stage
 		err = e.Offer()
 	}
 	if err != nil {
-		return nil, e.undo(ctx, err)
+		err = e.undo(ctx, err)
+		if failed := (*Error)(nil); errors.As(err, &failed) && failed.Exit == nil {
+			return e, err
+		}
+		return nil, err
 	}
+	e.settleLogs(0)
 	return e, nil
-}
-
-// DeleteLogs removes every log of a pool. Nothing of the pool may run.
-func (l *Launcher) DeleteLogs(pool registry.PoolID) error {
-	return removeLogs(filepath.Join(l.config.LogDir, string(pool)))
 }

@@ -199,12 +199,12 @@ func TestALaunchRemovesTheLogsOfOlderStarts(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"0-1.log", "0-1.log.1", "0-1.log.1.tmp", "1-1.log", "10-2.log"} {
+	for _, name := range []string{"0-1.log", "1-1.log", "1-1.log.1", "1-1.log.1.tmp", "10-2.log"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("old"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r.Generation = 2
+	r.Index, r.Replica, r.Generation = 1, "p-1", 2
 	w.mustLaunch(t, r)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -214,7 +214,7 @@ func TestALaunchRemovesTheLogsOfOlderStarts(t *testing.T) {
 	for _, entry := range entries {
 		names = append(names, entry.Name())
 	}
-	if diff := cmp.Diff([]string{"0-2.log", "1-1.log", "10-2.log"}, names); diff != "" {
+	if diff := cmp.Diff([]string{"0-1.log", "1-2.log", "10-2.log"}, names); diff != "" {
 		t.Errorf("logs (-want +got):\n%s", diff)
 	}
 }

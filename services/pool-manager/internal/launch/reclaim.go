@@ -17,9 +17,10 @@ import (
 // reclaimGrace is how long an engine of an earlier manager may take to end before it is killed.
 const reclaimGrace = 5 * time.Second
 
-// Reclaim ends every engine that an earlier manager has left, and removes its record. It never touches a process that
-// it cannot prove to be one of them (G2). It is to be called once, before anything is launched. What it could not end
-// keeps its record and is in the error; records that cannot be read were put aside and are only logged.
+// Reclaim ends every engine that an earlier manager has left, and removes its record; once none is left, it removes the
+// logs too, whose pools nobody knows any more. It never touches a process that it cannot prove to be one of them (G2). It
+// is to be called once, before anything is launched. What it could not end keeps its record and is in the error; records
+// that cannot be read were put aside and are only logged.
 func (l *Launcher) Reclaim(ctx context.Context) error {
 	loaded, err := l.config.Records.Load()
 	if err != nil {
@@ -28,6 +29,7 @@ func (l *Launcher) Reclaim(ctx context.Context) error {
 	for _, bad := range loaded.Quarantined {
 		l.config.Logger.Error("record was put aside", zap.String("file", bad.Name), zap.String("reason", bad.Reason))
 	}
+	l.announce(ctx, loaded.Records)
 	failed := make(chan error, len(loaded.Records))
 	for _, record := range loaded.Records {
 		go func() { failed <- l.reclaim(ctx, record) }()
@@ -35,7 +37,37 @@ func (l *Launcher) Reclaim(ctx context.Context) error {
 	for range loaded.Records {
 		err = errors.Join(err, <-failed)
 	}
+	if err == nil {
+		l.forgetLogs()
+	}
 	return err
+}
+
+// announce logs which processes are to end before anything else can begin, and how long that may take.
+func (l *Launcher) announce(ctx context.Context, records []state.Record) {
+	var pids []int
+	engines := 0
+	for _, record := range records {
+		if record.Identity.BootID != l.config.Host.BootID() {
+			continue
+		}
+		members, err := l.config.Host.Find(record.Identity.Nonce)
+		if err != nil || len(members) == 0 {
+			continue // Whether it can be ended is found out when it is tried.
+		}
+		engines++
+		for _, m := range members {
+			pids = append(pids, m.PID)
+		}
+	}
+	if engines == 0 {
+		return
+	}
+	fields := []zap.Field{zap.Int("engines", engines), zap.Ints("pids", pids), zap.Duration("kill_after", 2*reclaimGrace)}
+	if deadline, ok := ctx.Deadline(); ok {
+		fields = append(fields, zap.Duration("deadline", time.Until(deadline)))
+	}
+	l.config.Logger.Info("waiting for engines of an earlier manager to end", fields...)
 }
 
 func (l *Launcher) reclaim(ctx context.Context, record state.Record) error {

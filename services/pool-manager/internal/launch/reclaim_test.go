@@ -4,8 +4,11 @@ package launch
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -19,13 +22,7 @@ import (
 // next returns the Launcher of a manager that was started after the one of w had died.
 func (w *world) next(t *testing.T) *Launcher {
 	t.Helper()
-	config := w.config
-	host, err := process.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Host = host
-	launcher, err := New(config)
+	launcher, err := New(w.config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,10 +30,9 @@ func (w *world) next(t *testing.T) *Launcher {
 }
 
 // leave starts a process that nobody is in charge of, and returns it with the record of its start.
-func (w *world) leave(t *testing.T, index int, s processtest.Script) (*process.Process, state.Record) {
+func (w *world) leave(t *testing.T) (*process.Process, state.Record) {
 	t.Helper()
-	s.Lines = append(s.Lines, "up")
-	executable, args, err := processtest.Command(s)
+	executable, args, err := processtest.Command(processtest.Script{Lines: []string{"up"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +54,7 @@ func (w *world) leave(t *testing.T, index int, s processtest.Script) (*process.P
 		return err == nil && string(text) == "up\n", string(text)
 	})
 	return p, state.Record{
-		PoolID: "p", Replica: index, Generation: 1, Phase: state.Started, Identity: p.Identity(), Executable: executable,
+		PoolID: "p", Generation: 1, Phase: state.Started, Identity: p.Identity(), Executable: executable,
 	}
 }
 
@@ -94,6 +90,19 @@ func TestReclaimEndsAnEngineThatWasLaunched(t *testing.T) {
 	if err := w.next(t).Reclaim(t.Context()); err != nil {
 		t.Errorf("a second Reclaim: %v", err)
 	}
+	waits := w.logs.Lines("waiting for engines of an earlier manager to end")
+	if len(waits) != 1 {
+		t.Fatalf("logged %v, want one line before the end", waits)
+	}
+	said := fmt.Sprint(waits[0].Fields["pids"])
+	for _, pid := range tree {
+		if !strings.Contains(said, strconv.Itoa(pid)) {
+			t.Errorf("%v does not name process %d", waits[0], pid)
+		}
+	}
+	if waits[0].Fields["engines"] == nil || waits[0].Fields["deadline"] == nil {
+		t.Errorf("%v does not say how many it waits for, and how long", waits[0])
+	}
 }
 
 func (w *world) auditRecords(t *testing.T) {
@@ -107,7 +116,7 @@ func (w *world) auditRecords(t *testing.T) {
 func TestReclaimFindsAProcessByItsNonce(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	running, record := w.leave(t, 0, processtest.Script{})
+	running, record := w.leave(t)
 	pid := record.Identity.PID
 	record.Phase = state.Intended
 	record.Identity = process.Identity{BootID: record.Identity.BootID, Nonce: record.Identity.Nonce}
@@ -121,7 +130,7 @@ func TestReclaimFindsAProcessByItsNonce(t *testing.T) {
 	if alive(pid) {
 		t.Errorf("process %d is left", pid)
 	}
-	<-running.Done()
+	awaitDone(t, running)
 	if got := running.Exit().Signal; got != syscall.SIGTERM {
 		t.Errorf("it died of %v, want TERM first", got)
 	}
@@ -169,7 +178,7 @@ func TestReclaimLeavesStrangersAlone(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			stranger, record := w.leave(t, 0, processtest.Script{})
+			stranger, record := w.leave(t)
 			tt.change(&record.Identity)
 			w.save(t, record)
 			if err := w.next(t).Reclaim(t.Context()); err != nil {
@@ -191,7 +200,7 @@ func TestReclaimLeavesStrangersAlone(t *testing.T) {
 func TestReclaimPutsBadRecordsAside(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	leftover, record := w.leave(t, 0, processtest.Script{})
+	leftover, record := w.leave(t)
 	w.save(t, record)
 	if err := os.WriteFile(filepath.Join(w.stateDir, "replicas", "bad-0-g1.json"), []byte(`{"schema":1`), 0o600); err != nil {
 		t.Fatal(err)
@@ -205,7 +214,7 @@ func TestReclaimPutsBadRecordsAside(t *testing.T) {
 	if got := w.logs.Lines("record was put aside"); len(got) != 1 || got[0].Fields["file"] != "bad-0-g1.json" {
 		t.Errorf("logged %v", got)
 	}
-	<-leftover.Done() // A bad record holds up no good one.
+	awaitDone(t, leftover) // A bad record holds up no good one.
 	w.auditRecords(t)
 }
 

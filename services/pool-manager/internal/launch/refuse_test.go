@@ -89,10 +89,16 @@ func TestLaunchThatIsRefusedMakesNothing(t *testing.T) {
 			t.Parallel()
 			w, r := newWorld(t), request(t, ready())
 			tt.change(t, w, &r)
-			_, err := w.launcher.Launch(t.Context(), r, func(s Stage) { t.Errorf("a process was made: %+v", s) })
+			e, err := w.launcher.Launch(t.Context(), r, func(s Stage) { t.Errorf("a process was made: %+v", s) })
+			if err == nil {
+				_, err = e.Stop(t.Context())
+			}
 			wantReason(t, err, tt.want)
 			if err == nil || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("%v does not say %q", err, tt.says)
+			}
+			if typed, ok := reason.As(err); !ok || typed.Remedy == "" {
+				t.Errorf("%v has no remedy", err)
 			}
 			if _, ok := errors.AsType[*Error](err); ok {
 				t.Errorf("%v tells of a process that never was", err)
@@ -137,6 +143,7 @@ func TestPortOfAnother(t *testing.T) {
 		a := w.fail(t.Context(), t, r, func(s Stage) { t.Errorf("a process was made: %+v", s) })
 		wantReason(t, a.err, reason.PortInUse)
 		a.wantMeta(t, map[string]string{"holder_pid": self, "port": strconv.Itoa(int(r.Port))})
+		a.wantField(t, "spec.port")
 	})
 	t.Run("during the start", func(t *testing.T) {
 		t.Parallel()
@@ -151,6 +158,7 @@ func TestPortOfAnother(t *testing.T) {
 		a := w.fail(t.Context(), t, r, func(Stage) { listen(t, "127.0.0.1:"+strconv.Itoa(int(port))) })
 		wantReason(t, a.err, reason.PortInUse)
 		a.wantMeta(t, map[string]string{"holder_pid": self})
+		a.wantField(t, "spec.port")
 		if len(a.phases) != 1 {
 			t.Errorf("phases %v: an engine was verified at the port of another", a.phases)
 		}

@@ -6,11 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -49,7 +45,7 @@ func (l *Launcher) check(ctx context.Context, request Request) error {
 	return nil
 }
 
-// spawn records the intent and makes the process. On error neither is left.
+// spawn records the intent and makes the process. On error neither is left, and no process was ever told of.
 func (l *Launcher) spawn(ctx context.Context, request Request, how plan) (*Engine, error) {
 	launch := request.Prepared.GetProcess()
 	logPath, err := l.newLog(request)
@@ -81,7 +77,7 @@ func (l *Launcher) spawn(ctx context.Context, request Request, how plan) (*Engin
 		Nonce:      record.Identity.Nonce,
 	})
 	if err != nil {
-		return nil, errors.Join(err, l.config.Records.Remove(record.Key()))
+		return nil, errors.Join(err, l.config.Records.Remove(record.Key()), removeLog(logPath))
 	}
 	record.Identity = running.Identity()
 	record.Phase, record.StartedAt = state.Started, time.Now()
@@ -91,34 +87,6 @@ func (l *Launcher) spawn(ctx context.Context, request Request, how plan) (*Engin
 // record makes it durable which process was made.
 func (l *Launcher) record(e *Engine) error {
 	return l.config.Records.Save(e.record)
-}
-
-// newLog removes the logs of older starts of the replica and makes the folder for this one's.
-func (l *Launcher) newLog(request Request) (string, error) {
-	dir := filepath.Join(l.config.LogDir, string(request.Pool))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", storageError("make the folder for logs", err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return "", storageError("look for old logs", err)
-	}
-	for _, entry := range entries {
-		if !strings.HasPrefix(entry.Name(), strconv.Itoa(request.Index)+"-") {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, entry.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", storageError("remove an old log", err)
-		}
-	}
-	return filepath.Join(dir, fmt.Sprintf("%d-%d.log", request.Index, request.Generation)), nil
-}
-
-func removeLogs(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
-		return storageError("remove logs", err)
-	}
-	return nil
 }
 
 func storageError(attempt string, err error) error {

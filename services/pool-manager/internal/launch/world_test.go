@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,6 +37,9 @@ func TestMain(m *testing.M) {
 
 // testPatience is how long a test waits for what should take milliseconds.
 const testPatience = 20 * time.Second
+
+// theHost returns the one Host of this program.
+var theHost = sync.OnceValues(process.New)
 
 // world is a Launcher on this machine, with folders of its own.
 type world struct {
@@ -62,7 +66,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	host, err := process.New()
+	host, err := theHost()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -173,7 +173,7 @@ func TestDrainOfAnEngineThatEndsMeanwhile(t *testing.T) {
 func TestDrainCancelsALoad(t *testing.T) {
 	for _, after := range []time.Duration{0, 1500 * time.Millisecond} {
 		t.Run(after.String(), func(t *testing.T) {
-			inBubble(t, func(t *testing.T, w *world, pools *Pools, known *registry.Registry) {
+			inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
 				loading := make(chan error, 1)
 				go func() {
 					_, err := pools.Preload(t.Context(), spec("a", 1), "", ignoreLoad)

@@ -29,6 +29,7 @@ type world struct {
 	prepares   int
 	launches   int
 	launchErr  map[registry.ReplicaID]error // what becomes of a launch.
+	survives   bool                         // a launch that fails leaves its engine.
 	stopErrs   int                          // how many stops fail before one succeeds.
 	running    map[registry.ReplicaID]*engine
 	deletedLog map[registry.PoolID]int
@@ -100,6 +101,9 @@ func (w *world) launch(ctx context.Context, request launch.Request, stage func(l
 	if err == nil {
 		stage(launch.Stage{Phase: registry.PhaseVerifying, PID: e.info.PID, Started: e.info.Started})
 		err = failure
+	}
+	if err != nil && w.survives {
+		return e, &launch.Error{Err: reason.New(reason.StopFailed, "still alive: 17 (D)", reason.Cause(err))}
 	}
 	if err != nil {
 		e.vanish()

@@ -33,7 +33,8 @@ type Preparer interface {
 }
 
 // Launcher starts one engine. It returns when the engine is proven ready, or with an error, which may be a
-// *launch.Error, when nothing of it is left. It tells of stages on the way.
+// *launch.Error, when nothing of it is left. With both an engine and an error, what is left of it could not be stopped. It
+// tells of stages on the way.
 type Launcher func(ctx context.Context, request launch.Request, stage func(launch.Stage)) (Engine, error)
 
 // Engine is one running engine. It belongs to one replica.
@@ -110,7 +111,8 @@ var (
 // cancelError says what a caller of cancelled work is told.
 func cancelError(cause error, id registry.PoolID) error {
 	if errors.Is(cause, errClosing) {
-		return reason.New(reason.ShuttingDown, "the pool manager is shutting down", reason.Meta("pool_id", string(id)))
+		return reason.New(reason.ShuttingDown, "the pool manager is shutting down", reason.Meta("pool_id", string(id)),
+			reason.Remedy("call again when it has been started anew"))
 	}
 	return reason.New(reason.Cancelled, fmt.Sprintf("pool %s: %v", id, cause),
 		reason.Meta("pool_id", string(id)), reason.Remedy("preload it again if that was not meant"))
@@ -149,7 +151,8 @@ func (p *Pools) Delete(id registry.PoolID) error {
 	pool.mu.Unlock()
 	p.log.Info("pool deleted", zap.String("pool_id", string(id)))
 	if err := p.forget(pool); err != nil {
-		return reason.New(reason.StorageFailed, fmt.Sprintf("delete the logs of pool %s", id), reason.Cause(err))
+		return reason.New(reason.StorageFailed, fmt.Sprintf("delete the logs of pool %s", id), reason.Cause(err),
+			reason.Remedy("the pool is forgotten; remove its folder below logs in the state directory"))
 	}
 	return nil
 }

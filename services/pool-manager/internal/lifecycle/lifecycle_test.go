@@ -233,6 +233,27 @@ func TestCancelOfAReadyPoolChangesNothing(t *testing.T) {
 	})
 }
 
+// An engine that survives the undoing of its launch is not forgotten: its pool stays, says so, and can be drained later.
+func TestEngineThatSurvivesItsLaunchIsKept(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world, pools *Pools, known *registry.Registry) {
+		w.survives, w.stopErrs = true, 1
+		go func() { _, _ = pools.Preload(t.Context(), spec("a", 1), "", ignoreLoad) }()
+		synctest.Wait()
+		pass(1500 * time.Millisecond)
+		cancelled, err := pools.Cancel(t.Context(), "a")
+		wantReason(t, err, reason.StopFailed)
+		if cancelled {
+			t.Error("Cancel says that the load is undone")
+		}
+		wantState(t, known, "a", registry.StateFailed)
+		w.audit(t, "a-0")
+		wantReason(t, pools.Delete("a"), reason.PoolBusy)
+		mustDrain(t, pools, DrainOptions{})
+		wantState(t, known, "a", registry.StateStopped)
+		w.audit(t)
+	})
+}
+
 func TestRequestIDGetsTheFirstOutcome(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
 		w.prepareErr = reason.New(reason.DiskFull, "no space")

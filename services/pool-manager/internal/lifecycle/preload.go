@@ -233,7 +233,7 @@ func equalSpecs(a, b registry.Spec) bool {
 func (p *pool) load(ctx context.Context, load *preload) {
 	began := p.pools.config.Now()
 	made, err := p.prepareAndStart(ctx, load)
-	if err != nil && ctx.Err() != nil {
+	if err != nil && ctx.Err() != nil && reason.Of(err) != reason.StopFailed {
 		err = cancelError(context.Cause(ctx), p.id)
 	}
 	load.hub.Close(progress.Outcome{State: enginev1.StepState_STEP_STATE_CANCELLED})
@@ -245,8 +245,8 @@ func (p *pool) load(ctx context.Context, load *preload) {
 		zap.Duration("duration", load.ended.Sub(began)))
 }
 
-// finishLoad publishes what a load has come to: the pool READY; FAILED if it failed after a process had been made;
-// STOPPED if it was drained; else as it was before.
+// finishLoad publishes what a load has come to: the pool READY; FAILED if it failed after a process had been made, or if
+// one is left that could not be stopped; STOPPED if it was drained; else as it was before.
 func (p *pool) finishLoad(ctx context.Context, before registry.Pool, made bool, err error) *registry.Pool {
 	p.mu.Lock()
 	p.loading = nil
@@ -254,13 +254,13 @@ func (p *pool) finishLoad(ctx context.Context, before registry.Pool, made bool, 
 	case err == nil:
 		defer p.mu.Unlock()
 		return p.updateLocked(func(pool *registry.Pool) { p.settle(pool) })
-	case errors.Is(context.Cause(ctx), errDrained):
-		p.updateLocked(func(pool *registry.Pool) { pool.State, pool.Phase, pool.Failure = registry.StateStopped, 0, nil })
-	case made && ctx.Err() == nil:
+	case reason.Of(err) == reason.StopFailed || made && ctx.Err() == nil:
 		p.updateLocked(func(pool *registry.Pool) {
 			pool.State, pool.Phase = registry.StateFailed, 0
 			pool.Failure = &registry.Failure{Reason: reason.Of(err), Message: err.Error(), At: p.pools.config.Now()}
 		})
+	case errors.Is(context.Cause(ctx), errDrained):
+		p.updateLocked(func(pool *registry.Pool) { pool.State, pool.Phase, pool.Failure = registry.StateStopped, 0, nil })
 	case before.State != 0:
 		p.updateLocked(func(pool *registry.Pool) { *pool = before })
 	default:
@@ -372,7 +372,7 @@ func awaitReady(replicas []*replica) error {
 	}
 	for _, r := range replicas {
 		if err := r.shut(0, errSibling); err != nil {
-			first = errors.Join(first, err)
+			first = errors.Join(err, first) // That something is left matters more than why it was to go.
 		}
 	}
 	return first
@@ -390,6 +390,9 @@ func (p *Pools) Cancel(ctx context.Context, id registry.PoolID) (bool, error) {
 	}
 	select {
 	case <-load.done:
+		if reason.Of(load.err) == reason.StopFailed {
+			return false, load.err
+		}
 		return reason.Of(load.err) == reason.Cancelled, nil
 	case <-ctx.Done():
 		return false, context.Cause(ctx)

@@ -61,10 +61,13 @@ func (p *pool) newReplicaLocked(request launch.Request) *replica {
 func (r *replica) run(ctx context.Context) {
 	defer r.end()
 	r.launch(ctx)
-	if r.launchErr != nil {
+	if r.engine == nil {
 		return
 	}
 	done := r.engine.Done()
+	if r.launchErr != nil {
+		done = nil // Some of it is left: only an order can help.
+	}
 	for {
 		select {
 		case <-done:
@@ -104,13 +107,19 @@ func (r *replica) launch(ctx context.Context) {
 		return
 	}
 	state := registry.ReplicaFailed
-	if ctx.Err() != nil { // It was told to stop.
+	switch {
+	case r.engine != nil: // It was told to stop, and does not.
+		state = registry.ReplicaStopping
+	case ctx.Err() != nil: // It was told to stop.
 		state = registry.ReplicaStopped
 	}
 	var failed *launch.Error
 	if errors.As(r.launchErr, &failed) {
 		r.change("replica did not get ready", func(replica *registry.Replica) {
-			replica.State, replica.PID, replica.Exit = state, 0, failed.Exit
+			replica.State, replica.Exit = state, failed.Exit
+			if r.engine == nil {
+				replica.PID = 0
+			}
 		}, zap.Error(r.launchErr))
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,10 +20,13 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process/processtest"
 )
 
+// host is the one Host of this program.
+var host = sync.OnceValues(process.New)
+
 // TestReadyWithARealEngine has the kernel tell whose sockets are whose.
 func TestReadyWithARealEngine(t *testing.T) {
 	t.Parallel()
-	h, err := process.New()
+	h, err := host()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +103,7 @@ func start(t testing.TB, h *process.Host, s processtest.Script) *process.Process
 
 // BenchmarkReady tells how long after an engine got ready that is noticed, and compares with asking every millisecond.
 func BenchmarkReady(b *testing.B) {
-	h, err := process.New()
+	h, err := host()
 	if err != nil {
 		b.Fatal(err)
 	}

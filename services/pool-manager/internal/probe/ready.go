@@ -189,7 +189,7 @@ func (s *search) portInUse(cause error) error {
 		who = "a process that cannot be seen from here"
 	}
 	return reason.New(reason.PortInUse, fmt.Sprintf("port %s is held by %s", port, who),
-		reason.Cause(cause), reason.Field("port"), reason.Meta("port", port), reason.Meta("holder_pid", strconv.Itoa(pid)),
+		reason.Cause(cause), reason.Field("spec.port"), reason.Meta("port", port), reason.Meta("holder_pid", strconv.Itoa(pid)),
 		reason.Remedy("leave the port at 0, so that the engine picks a free one, or stop the holder"))
 }
 
@@ -208,7 +208,7 @@ func (s *search) ended() error {
 	if exited.Exit.Signal != 0 {
 		how = reason.Meta("signal", unix.SignalName(exited.Exit.Signal))
 	}
-	return reason.New(reason.WorkerStartFailed, "wait for engine", reason.Cause(exited), how)
+	return reason.New(reason.WorkerStartFailed, "wait for engine", reason.Cause(exited), how, reason.Remedy("read the engine's log"))
 }
 
 // serves tells whether a socket bound to addr gets what is sent to host at port, 0 being any.
@@ -224,6 +224,6 @@ func (s *search) outOfTime(ctx context.Context, waited time.Duration) error {
 	}
 	return reason.New(reason.WorkerStartTimeout,
 		fmt.Sprintf("engine did not get ready within %v; last: %s", waited.Round(time.Millisecond), s.last),
-		reason.Field("startup_timeout"), reason.Meta("last_answer", s.last),
+		reason.Field("spec.startup_timeout"), reason.Meta("last_answer", s.last),
 		reason.Remedy("read the engine's log; if it only loads slowly, raise the startup timeout"))
 }

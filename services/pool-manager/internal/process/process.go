@@ -4,10 +4,12 @@
 //
 // A process is known by boot id, pid, start time, executable and a nonce in its environment, never by its pid alone
 // (G2). It is started in a session of its own, with its output in a file, so that it survives the manager. A stop is
-// complete only when nothing of the tree is left (G9): root, session, process group, descendants and whatever carries
-// the nonce; a process that leaves session and parent and drops its environment, all before anything looked at the tree,
-// is beyond that. Exits are seen through pidfds, at once and without polling. Nothing here restarts, decides or writes a
-// record. All exported functions and methods may be called at once from several goroutines.
+// complete only when nothing of the tree is left (G9): root, session, process group, descendants, and whatever carries
+// the nonce or the mark of the start. The mark is a limit that the kernel hands down and nothing else uses, so a daemon
+// that left session and parent, closed its files and dropped its environment is found by it, by a later manager too.
+// Beyond that is a process that does all this and sets its own limit of file locks, before anything looked at the tree.
+// Exits are seen through pidfds, at once and without polling. Nothing here restarts, decides or writes a record. All
+// exported functions and methods may be called at once from several goroutines.
 package process
 
 import (
@@ -31,21 +33,23 @@ const NonceVar = "ROUNDHOUSE_NONCE"
 const firstInherited = 3
 
 // Host is the process table of this machine as one manager sees it: the children it started, and a way to look at
-// everything else. A program has one Host, because two would reap each other's children.
+// everything else. A program has one Host, because two would reap each other's children, and its processes could get
+// each other's mark; so could what the program starts without its Host.
 type Host struct {
 	bootID string
 	self   int
 
-	// fork is held for reading from a fork until its pid is in own, and for writing while strays are reaped, so that
-	// the exit of a child of ours is never taken by the reaper.
-	fork sync.RWMutex
+	// fork is held from before a fork until its pid is in own, and while strays are reaped, so that the exit of a child
+	// of ours is never taken by the reaper, and that a child never gets the mark of another.
+	fork sync.Mutex
 
 	mu  sync.Mutex       // mu guards own; taken after fork.
 	own map[int]struct{} // direct children whose exit has not been collected.
 }
 
 // New returns a Host of the running machine. It starts nothing, and marks every descriptor that this program inherited
-// close-on-exec, so that no engine inherits it in turn. It fails where /proc or pidfds are not available.
+// close-on-exec, so that no engine inherits it in turn. It fails where /proc or pidfds are not available, and where this
+// program's hard limit of file locks is not unlimited.
 func New() (*Host, error) {
 	if err := unix.CloseRange(firstInherited, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("mark inherited descriptors close-on-exec (Linux 5.11 or newer is needed): %w", err)
@@ -60,6 +64,13 @@ func New() (*Host, error) {
 	}
 	if err := unix.Close(fd); err != nil {
 		return nil, fmt.Errorf("close a pidfd: %w", err)
+	}
+	var locks unix.Rlimit
+	if err := unix.Prlimit(0, unix.RLIMIT_LOCKS, nil, &locks); err != nil {
+		return nil, fmt.Errorf("read limit of file locks: %w", err)
+	}
+	if err := markable(locks); err != nil {
+		return nil, err
 	}
 	return &Host{bootID: strings.TrimSpace(string(boot)), self: os.Getpid(), own: map[int]struct{}{}}, nil
 }

@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
 	"time"
 
@@ -51,9 +51,12 @@ func eventually(t testing.TB, what string, holds func() bool) {
 	}
 }
 
+// host is the one Host of this program.
+var host = sync.OnceValues(New)
+
 func newHost(t testing.TB) *Host {
 	t.Helper()
-	h, err := New()
+	h, err := host()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,40 +256,27 @@ func TestSubreaperStopsAndCollectsDaemons(t *testing.T) {
 	dir := t.TempDir()
 	out := filepath.Join(dir, "out")
 	manager := startManager(t, dir, out, "daemons")
-	state, err := manager.Wait()
-	if err != nil {
-		t.Fatal(err)
-	}
+	<-manager.Done()
 	text, err := os.ReadFile(out)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := "exit=signal terminated tree=3 killed=false\n"
-	if state.ExitCode() != 0 || string(text) != want {
-		t.Errorf("manager exited %d, said %q, want %q", state.ExitCode(), text, want)
+	if exit := manager.Exit(); exit.String() != "exit 0" || string(text) != want {
+		t.Errorf("manager: %v, said %q, want %q", exit, text, want)
 	}
 }
 
 // startManager runs this binary as a manager. An engine that outlives it is for the test to end.
-func startManager(t *testing.T, dir, out, what string) *os.Process {
+func startManager(t *testing.T, dir, out, what string) *Process {
 	t.Helper()
-	f, err := os.Create(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := os.StartProcess(exe, []string{exe, managerMark, dir, what}, &os.ProcAttr{
-		Env: os.Environ(), Files: []*os.File{nil, f, f}, Sys: &syscall.SysProcAttr{Pdeathsig: 0},
+	return spawn(t, newHost(t), Command{
+		Executable: exe, Args: []string{managerMark, dir, what}, Env: os.Environ(), Nonce: NewNonce(), LogPath: out,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Kill() })
-	return p
 }
 
 func readIdentity(t *testing.T, dir string) Identity {
@@ -304,12 +294,10 @@ func TestEngineSurvivesManagerAndIsAttached(t *testing.T) {
 	dir := t.TempDir()
 	manager := startManager(t, dir, filepath.Join(dir, "out"), "wait")
 	id := readIdentity(t, dir)
-	if err := manager.Kill(); err != nil {
+	if err := manager.fd.signal(unix.SIGKILL, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := manager.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	<-manager.Done()
 	p, err := newHost(t).Attach(id)
 	if err != nil {
 		t.Fatalf("Attach(%+v): %v", id, err)
@@ -347,7 +335,9 @@ func TestNewHidesInheritedDescriptors(t *testing.T) {
 	if _, err := unix.FcntlInt(inherited.Fd(), unix.F_SETFD, 0); err != nil {
 		t.Fatal(err)
 	}
-	newHost(t)
+	if _, err := New(); err != nil {
+		t.Fatal(err)
+	}
 	flags, err := unix.FcntlInt(inherited.Fd(), unix.F_GETFD, 0)
 	if err != nil || flags&unix.FD_CLOEXEC == 0 {
 		t.Errorf("descriptor %s after New: flags %#x, %v; want close-on-exec", strconv.Itoa(int(inherited.Fd())), flags, err)

@@ -95,22 +95,8 @@ func (h *Host) Spawn(c Command) (*Process, error) {
 	}
 	defer null.Close()
 
-	env := slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool { return strings.HasPrefix(e, NonceVar+"=") })
-	handle := -1
 	started := time.Now()
-	h.fork.RLock()
-	pid, err := syscall.ForkExec(c.Executable, append([]string{c.Executable}, c.Args...), &syscall.ProcAttr{
-		Dir:   c.Dir,
-		Env:   append([]string{NonceVar + "=" + c.Nonce}, env...),
-		Files: []uintptr{null.Fd(), logFile.Fd(), logFile.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &handle},
-	})
-	if err == nil {
-		h.mu.Lock()
-		h.own[pid] = struct{}{}
-		h.mu.Unlock()
-	}
-	h.fork.RUnlock()
+	pid, handle, err := h.start(c, []uintptr{null.Fd(), logFile.Fd(), logFile.Fd()})
 	if err != nil {
 		return nil, startError(c, err)
 	}
@@ -124,6 +110,30 @@ func (h *Host) Spawn(c Command) (*Process, error) {
 	p.release = cancel
 	go p.watch(ctx)
 	return p, nil
+}
+
+// start makes the process with these files, its nonce and its mark, and takes it for ours. It returns its pidfd too, or -1.
+func (h *Host) start(c Command, files []uintptr) (pid, handle int, err error) {
+	env := slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool { return strings.HasPrefix(e, NonceVar+"=") })
+	attributes := &syscall.ProcAttr{
+		Dir:   c.Dir,
+		Env:   append([]string{NonceVar + "=" + c.Nonce}, env...),
+		Files: files,
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &handle},
+	}
+	handle = -1
+	h.fork.Lock()
+	defer h.fork.Unlock()
+	err = marking(markOf(c.Nonce), func() error {
+		pid, err = syscall.ForkExec(c.Executable, append([]string{c.Executable}, c.Args...), attributes)
+		if err == nil {
+			h.mu.Lock()
+			h.own[pid] = struct{}{}
+			h.mu.Unlock()
+		}
+		return err
+	})
+	return pid, handle, err
 }
 
 // check fills Dir and refuses a command that would start something else than meant.
@@ -205,5 +215,6 @@ func startError(c Command, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		why = reason.DiskFull
 	}
-	return reason.New(why, "start engine "+c.Executable, reason.Cause(err), reason.Meta("executable", c.Executable))
+	return reason.New(why, "start engine "+c.Executable, reason.Cause(err), reason.Meta("executable", c.Executable),
+		reason.Remedy("see that it is a program for this machine, and that the state directory has room"))
 }

@@ -105,8 +105,7 @@ func (p *Process) Stop(ctx context.Context, policy Policy) (StopReport, error) {
 	return report, err
 }
 
-// Sweep stops every process that carries the nonce, and their descendants, as Stop does. It is for starts whose root is
-// not known or is gone.
+// Sweep stops every process that Find finds, as Stop does. It is for starts whose root is not known or is gone.
 func (h *Host) Sweep(ctx context.Context, nonce string, policy Policy) (StopReport, error) {
 	return stop(ctx, &strays{host: h, nonce: nonce}, policy)
 }

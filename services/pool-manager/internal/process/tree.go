@@ -21,7 +21,7 @@ type Member struct {
 func (m Member) String() string { return fmt.Sprintf("%d %s (%c)", m.PID, m.Comm, m.State) }
 
 // Tree returns the living processes of p's start by pid: its session, its group, their descendants, and every process
-// with its nonce. What was once seen as a member stays one. Zombies are not alive. Empty means that all is gone.
+// with its nonce or mark. What was once seen as a member stays one. Zombies are not alive. Empty means that all is gone.
 func (p *Process) Tree() ([]Member, error) {
 	p.mu.Lock()
 	known := maps.Clone(p.known)
@@ -41,8 +41,8 @@ func (p *Process) Tree() ([]Member, error) {
 	return members, nil
 }
 
-// Find returns the living processes that carry the nonce, and their descendants. It is how a start whose pid was never
-// recorded is found again (G1).
+// Find returns the living processes that carry the nonce or the mark that goes with it, and their descendants. It is how
+// a start whose pid was never recorded is found again (G1).
 func (h *Host) Find(nonce string) ([]Member, error) {
 	return h.tree(Identity{BootID: h.bootID, Nonce: nonce}, nil)
 }
@@ -57,7 +57,7 @@ func (h *Host) tree(id Identity, known map[int]uint64) ([]Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := map[int]bool{}
+	in, mark := map[int]bool{}, markOf(id.Nonce)
 	root, held := all[id.PID]
 	held = held && id.PID != 0 && root.StartTicks == id.StartTicks
 	inSession, inGroup := held, held
@@ -67,7 +67,7 @@ func (h *Host) tree(id Identity, known map[int]uint64) ([]Member, error) {
 		case pid == h.self || pid == 1:
 		case held && (pid == id.PID || s.SID == id.PID || s.PGID == id.PID), seen && ticks == s.StartTicks:
 			in[pid] = true
-		case !s.dead() && carriesNonce(pid, id.Nonce):
+		case !s.dead() && bears(pid, id.Nonce, mark):
 			in[pid] = true
 		}
 		if in[pid] && id.PID != 0 {

@@ -37,6 +37,7 @@ func families() []struct {
 		{"child without environment", []processtest.Child{{Script: deaf, ClearEnv: true}}, 2},
 		{"child of another session without environment", []processtest.Child{{Script: leaf, Detach: processtest.OwnSession, ClearEnv: true}}, 2},
 		{"daemon", []processtest.Child{{Script: deaf, Detach: processtest.Daemon}}, 2},
+		{"daemon without environment", []processtest.Child{{Script: deaf, Detach: processtest.Daemon, ClearEnv: true}}, 2},
 		{"grandchildren", []processtest.Child{{
 			Script: processtest.Script{Children: []processtest.Child{{Script: leaf}, {Script: deaf, Detach: processtest.OwnSession, ClearEnv: true}}},
 			Detach: processtest.OwnSession,

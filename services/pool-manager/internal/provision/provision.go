@@ -59,7 +59,8 @@ func (c *Client) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, pool r
 		response, err := stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil, reason.New(reason.Internal, "the provisioner ended without a result")
+			return nil, reason.New(reason.Internal, "the provisioner ended without a result",
+				reason.Remedy("look at the provisioner's log, and report it"))
 		case err != nil:
 			return nil, c.explain(ctx, err)
 		}
@@ -80,7 +81,8 @@ func (c *Client) Prepared(ctx context.Context, preparedID string) (*enginev1.Pre
 		return nil, c.explain(ctx, err)
 	}
 	if response.GetPrepared() == nil {
-		return nil, reason.New(reason.Internal, "the provisioner answered without a prepared engine", reason.Meta("prepared_id", preparedID))
+		return nil, reason.New(reason.Internal, "the provisioner answered without a prepared engine", reason.Meta("prepared_id", preparedID),
+			reason.Remedy("look at the provisioner's log, and report it"))
 	}
 	return response.GetPrepared(), nil
 }
@@ -98,14 +100,14 @@ func (c *Client) connect(ctx context.Context) {
 func (c *Client) Close() error { return c.conn.Close() }
 
 // explain makes an error of the connection, and the provisioner's going down, one of the provisioner being away: a caller
-// would take SHUTTING_DOWN for our own. The provisioner's other errors stay.
+// would take SHUTTING_DOWN for our own. The provisioner's other errors stay, with the fields where our caller has them.
 func (c *Client) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	lost := reason.Of(err) == reason.Unspecified && status.Code(err) == codes.Unavailable
 	if !lost && reason.Of(err) != reason.ShuttingDown {
-		return err
+		return inPreload(err)
 	}
 	return reason.New(reason.ProvisionerUnavailable, fmt.Sprintf("the provisioner at %s cannot be reached", c.target),
 		reason.Cause(err), reason.Meta("target", c.target),

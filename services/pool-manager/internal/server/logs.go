@@ -109,7 +109,7 @@ func logError(pool string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return reason.New(reason.PoolUnready, fmt.Sprintf("the log of pool %s is gone", pool), reason.Meta("pool_id", pool),
-			reason.Remedy("a new start has replaced it; call again"))
+			reason.Remedy("call again; if it is still gone, the next start of the pool writes a new one"))
 	default:
 		return err
 	}

@@ -204,7 +204,9 @@ func TestLogsFollow(t *testing.T) {
 func TestLogsFollowEndsWithTheService(t *testing.T) {
 	t.Parallel()
 	l := newLogged(t, "before\n")
-	stream, err := l.Logs(t.Context(), &poolv1.LogsRequest{PoolId: "a", Follow: true})
+	ctx, cancel := context.WithTimeout(t.Context(), testPatience)
+	defer cancel()
+	stream, err := l.Logs(ctx, &poolv1.LogsRequest{PoolId: "a", Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}

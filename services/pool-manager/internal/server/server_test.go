@@ -74,9 +74,10 @@ func newNode(t *testing.T, config Config) *node {
 		t.Fatal(err)
 	}
 	kit, err := serverkit.New(serverkit.Config{
-		Logger:   n.logs.Logger,
-		Listens:  []serverkit.Listen{listen},
-		Services: []serverkit.Registration{func(r grpc.ServiceRegistrar) { poolv1.RegisterPoolManagerServiceServer(r, service) }},
+		Logger:    n.logs.Logger,
+		StopGrace: 3 * testPatience, // Who holds it up that long fails its test.
+		Listens:   []serverkit.Listen{listen},
+		Services:  []serverkit.Registration{func(r grpc.ServiceRegistrar) { poolv1.RegisterPoolManagerServiceServer(r, service) }},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -172,23 +172,16 @@ func TestWatchEndsWithTheService(t *testing.T) {
 	}
 }
 
-// A reader that takes nothing is ended, whatever it is sent; one that takes a little is not.
-func TestWatchEndsAReaderThatStalls(t *testing.T) {
-	t.Parallel()
-	n := newNode(t, Config{Stall: 100 * time.Millisecond})
-	large := registry.Spec{ID: "a", Prepare: &enginev1.PrepareSpec{
+// putLarge makes a pool known whose snapshot is larger than what is under way at once.
+func (n *node) putLarge(id string) {
+	n.registry.Put(registry.Pool{State: registry.StateReady, Spec: registry.Spec{ID: registry.PoolID(id), Prepare: &enginev1.PrepareSpec{
 		Launch: &enginev1.LaunchSpec{Flags: strings.Split(strings.Repeat(strings.Repeat("x", 4000)+",", 100), ",")},
-	}}
-	w := n.watch(t, "")
-	w.want(t, "synced")
-	for range 3 { // Changes come while it reads, each larger than what is under way at once.
-		n.registry.Put(registry.Pool{Spec: large, State: registry.StateReady})
-		w.want(t, "+a READY")
-	}
-	testkit.Eventually(t, testPatience, "the watch is ended while changes go on", func() (bool, string) {
-		n.registry.Put(registry.Pool{Spec: large, State: registry.StateReady})
-		return len(n.logs.Lines("request")) > 0, "it goes on"
-	})
+	}}})
+}
+
+// wantStalled reads on after the watch was ended and wants it to have been ended for that.
+func (w *watcher) wantStalled(t *testing.T) {
+	t.Helper()
 	var err error
 	for err == nil {
 		_, err = w.stream.Recv()
@@ -197,4 +190,53 @@ func TestWatchEndsAReaderThatStalls(t *testing.T) {
 	if typed.Metadata["limit"] != "100ms" || typed.Remedy == "" {
 		t.Errorf("error %+v, want limit and remedy", typed)
 	}
+}
+
+func TestWatchEndsAReaderThatStalls(t *testing.T) {
+	t.Parallel()
+	ended := func(n *node) func() (bool, string) {
+		return func() (bool, string) { return len(n.logs.Lines("request")) > 0, "it goes on" }
+	}
+	t.Run("in the first part", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, Config{Stall: 100 * time.Millisecond})
+		for _, id := range strings.Fields("a b c d e f g h") {
+			n.putLarge(id)
+		}
+		w := n.watch(t, "")
+		w.want(t, "+a READY", "+b READY")
+		testkit.Eventually(t, testPatience, "the watch is ended", ended(n))
+		w.wantStalled(t)
+	})
+	t.Run("among changes", func(t *testing.T) {
+		t.Parallel()
+		n := newNode(t, Config{Stall: 100 * time.Millisecond})
+		w := n.watch(t, "")
+		w.want(t, "synced")
+		over := ended(n)
+		testkit.Eventually(t, testPatience, "the watch is ended", func() (bool, string) {
+			n.putLarge("a")
+			return over()
+		})
+		w.wantStalled(t)
+	})
+}
+
+// Who is slow and reads on is never ended, however long all of it takes.
+func TestWatchKeepsAReaderThatIsSlow(t *testing.T) {
+	t.Parallel()
+	const stall = time.Second
+	n := newNode(t, Config{Stall: stall})
+	ids := strings.Fields("a b c d e f g h i j k l")
+	for _, id := range ids {
+		n.putLarge(id)
+	}
+	w := n.watch(t, "")
+	pace := time.NewTicker(stall / 8)
+	defer pace.Stop()
+	for _, id := range ids {
+		<-pace.C
+		w.want(t, "+"+id+" READY")
+	}
+	w.want(t, "synced")
 }

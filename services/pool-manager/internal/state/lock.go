@@ -23,8 +23,9 @@ type LockedError struct {
 	PID  int    // who has it; 0 if it has not said so.
 }
 
+// Error names the file and the holder, and says what to do.
 func (e *LockedError) Error() string {
-	return fmt.Sprintf("%s: %s is locked by pid %d", ErrLocked, e.Path, e.PID)
+	return fmt.Sprintf("%s: %s is locked by pid %d: end that program, or use another state directory", ErrLocked, e.Path, e.PID)
 }
 
 // Is makes a LockedError an ErrLocked.

@@ -63,7 +63,7 @@ func (k Key) fileName() (string, error) {
 		return "", reason.New(reason.InvalidParams,
 			fmt.Sprintf("pool id %q, replica %d cannot be recorded: a letter or digit and up to 127 of A-Z a-z 0-9 . _ - are allowed",
 				k.PoolID, k.Replica),
-			reason.Field("pool_id"))
+			reason.Field("pool_id"), reason.Remedy("use another pool id"))
 	}
 	return k.PoolID + "-" + strconv.Itoa(k.Replica) + "-g" + strconv.FormatUint(k.Generation, 10) + suffix, nil
 }

@@ -78,7 +78,7 @@ type Loaded struct {
 func Open(c Config) (*Store, error) {
 	if !filepath.IsAbs(c.Dir) {
 		return nil, reason.New(reason.InvalidParams, fmt.Sprintf("state directory %q is not an absolute path", c.Dir),
-			reason.Field("state_dir"))
+			reason.Field("state_dir"), reason.Remedy("give an absolute path"))
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, unusable(c.Dir, err)

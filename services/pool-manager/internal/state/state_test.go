@@ -206,6 +206,9 @@ func TestOneStorePerDirectory(t *testing.T) {
 	if !errors.Is(err, ErrLocked) || !errors.As(err, &locked) || locked.PID != os.Getpid() || locked.Path != filepath.Join(dir, lockName) {
 		t.Fatalf("a second Open: got %v, want locked by us", err)
 	}
+	if !strings.Contains(err.Error(), "use another state directory") {
+		t.Errorf("%q does not say what to do", err)
+	}
 	for range 2 {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)

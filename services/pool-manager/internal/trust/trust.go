@@ -221,5 +221,6 @@ func mismatch(f File, got string, cause error) error {
 }
 
 func unreadable(path string, err error) error {
-	return reason.New(reason.StorageFailed, "check "+path, reason.Cause(err), reason.Meta("path", path))
+	return reason.New(reason.StorageFailed, "check "+path, reason.Cause(err), reason.Meta("path", path),
+		reason.Remedy("see that its file system is sound, and that the pool manager may read it"))
 }

@@ -61,6 +61,7 @@ type Child struct {
 	Script   Script
 	Detach   Detachment
 	ClearEnv bool // the child has no environment at all.
+	NoFiles  bool // the child has nothing open; what it prints is lost.
 }
 
 // Main runs the script and ends the program if this process is a scripted one; otherwise it does nothing.
@@ -160,6 +161,9 @@ func (s Script) serve() {
 func (c Child) start() {
 	s := c.Script
 	attr := &os.ProcAttr{Files: []*os.File{nil, os.Stdout, os.Stderr}, Sys: &syscall.SysProcAttr{}, Env: os.Environ()}
+	if c.NoFiles {
+		attr.Files = nil
+	}
 	switch c.Detach {
 	case Stay:
 	case OwnGroup:
@@ -167,7 +171,7 @@ func (c Child) start() {
 	case OwnSession:
 		attr.Sys.Setsid = true
 	case Daemon:
-		s = Script{Children: []Child{{Script: c.Script, Detach: OwnSession, ClearEnv: c.ClearEnv}}, End: &End{}}
+		s = Script{Children: []Child{{Script: c.Script, Detach: OwnSession, ClearEnv: c.ClearEnv, NoFiles: c.NoFiles}}, End: &End{}}
 	}
 	if c.ClearEnv && c.Detach != Daemon {
 		attr.Env = []string{"GORACE=atexit_sleep_ms=0"}
