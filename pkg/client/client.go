@@ -13,7 +13,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"google.golang.org/grpc"
@@ -22,7 +21,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
-	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/pkg/wire"
 )
 
@@ -76,7 +74,8 @@ func WithUserAgent(name string) Option {
 
 // Dial makes a connection to unix:///absolute/path, tcp://127.0.0.1:PORT or 127.0.0.1:PORT. It does not wait for the
 // service: see WaitReady. Another target is InvalidParams for the field target. Every error of a call on the connection,
-// io.EOF apart, is a *reason.Error, which status.Code understands too.
+// io.EOF apart, is a *reason.Error, which status.Code understands too. If the service could not be reached its code is
+// UNAVAILABLE, its reason Unspecified, and its cause what the operating system said, such as syscall.EACCES.
 func Dial(target string, opts ...Option) (*grpc.ClientConn, error) {
 	address, err := wire.ParseAddress(fieldTarget, target)
 	if err != nil {
@@ -86,10 +85,9 @@ func Dial(target string, opts ...Option) (*grpc.ClientConn, error) {
 	for _, opt := range opts {
 		opt(&set)
 	}
+	route := &route{address: address}
 	conn, err := grpc.NewClient("passthrough:///"+authority,
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, string(address.Network), address.Name)
-		}),
+		grpc.WithContextDialer(route.dial),
 		grpc.WithAuthority(authority),
 		grpc.WithUserAgent(set.userAgent),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -103,8 +101,8 @@ func Dial(target string, opts ...Option) (*grpc.ClientConn, error) {
 			grpc.MaxCallSendMsgSize(wire.MaxRequestBytes),
 			grpc.MaxCallRecvMsgSize(wire.MaxResponseBytes),
 		),
-		grpc.WithUnaryInterceptor(typeUnary),
-		grpc.WithStreamInterceptor(typeStream),
+		grpc.WithUnaryInterceptor(route.typeUnary),
+		grpc.WithStreamInterceptor(route.typeStream),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)
@@ -130,12 +128,4 @@ func WaitReady(ctx context.Context, conn *grpc.ClientConn) error {
 			return fmt.Errorf("wait for connection: %w", context.Cause(ctx))
 		}
 	}
-}
-
-// typed is what a caller sees for the error of a call.
-func typed(err error) error {
-	if err == nil {
-		return nil
-	}
-	return reason.FromStatus(err)
 }

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -225,6 +227,48 @@ func TestErrorsOfTheConnectionAreTyped(t *testing.T) {
 			e, ok := reason.As(tt.err)
 			if !ok || e.Reason != tt.want || status.Code(tt.err) != tt.code {
 				t.Errorf("got %T %v, want a *reason.Error with %v, %v", tt.err, tt.err, tt.want, tt.code)
+			}
+		})
+	}
+}
+
+func TestUnreachableServicesAreExplained(t *testing.T) {
+	t.Parallel()
+	folder := testkit.ShortDir(t)
+	mute, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(folder, "mute.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mute.Close() })
+	go func() { // ended by the listener's end
+		for {
+			conn, err := mute.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	tests := []struct {
+		name, path string
+		call       func(context.Context, poolv1.PoolManagerServiceClient) error
+		cause      error
+		says       string
+	}{
+		{"no socket", "none.sock", deletePool, syscall.ENOENT, "connect: no such file or directory"},
+		{"no socket, tried again and again", "none.sock", getPool, syscall.ENOENT, "connect: no such file or directory"},
+		{"a service that hangs up", "mute.sock", deletePool, nil, "the service ended the connection"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			conn := dial(t, "unix://"+filepath.Join(folder, tt.path))
+			err := tt.call(t.Context(), poolv1.NewPoolManagerServiceClient(conn))
+			if err == nil || err.Error() != tt.says || status.Code(err) != codes.Unavailable || reason.Of(err) != reason.Unspecified {
+				t.Errorf("got %v, want %q and no reason", err, tt.says)
+			}
+			if tt.cause != nil && !errors.Is(err, tt.cause) {
+				t.Errorf("%v is not %v", err, tt.cause)
 			}
 		})
 	}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
@@ -37,6 +38,11 @@ const (
 	KindSynced
 	// KindInterrupted says that the connection was lost: the view may be out of date until the next KindSynced.
 	KindInterrupted
+	// KindReset says that the manager knows the token of ResumeFrom no more: what the caller has from before is void, and
+	// all is told as to a new reader.
+	KindReset
+	// KindHeartbeat says that nothing has changed and the connection lives.
+	KindHeartbeat
 )
 
 // Event is one change of the view that Watch keeps for its caller.
@@ -49,6 +55,19 @@ type Event struct {
 	Pool *poolv1.Pool
 	// Err is why the connection was lost.
 	Err error
+	// Token makes ResumeFrom go on after this event without a gap; what came since the last synced event may come again.
+	// Empty means that only beginning anew does.
+	Token string
+}
+
+// WatchOption changes what Watch does.
+type WatchOption func(*watch)
+
+// ResumeFrom goes on after the event that had the token, told by an earlier Watch of the same pools: what has changed
+// since comes before KindSynced. If the manager knows the token no more, KindReset comes first. An empty token changes
+// nothing.
+func ResumeFrom(token string) WatchOption {
+	return func(w *watch) { w.token, w.partial = token, token != "" }
 }
 
 // Watch tells fn of the pools with the given ids, or of all if there are none, and of every change until ctx ends or fn
@@ -60,8 +79,11 @@ type Event struct {
 // The same snapshot may come twice.
 //
 // The error is the cause of ctx, or fn's, or a *reason.Error of the manager that repeating does not heal.
-func Watch(ctx context.Context, pools poolv1.PoolManagerServiceClient, poolIDs []string, fn func(Event) error) error {
+func Watch(ctx context.Context, pools poolv1.PoolManagerServiceClient, poolIDs []string, fn func(Event) error, opts ...WatchOption) error {
 	w := &watch{pools: pools, poolIDs: poolIDs, fn: fn, known: map[string]*poolv1.Pool{}}
+	for _, opt := range opts {
+		opt(w)
+	}
 	delay := firstDelay
 	for {
 		err := w.follow(ctx)
@@ -71,12 +93,12 @@ func Watch(ctx context.Context, pools poolv1.PoolManagerServiceClient, poolIDs [
 		case w.fnErr != nil:
 			return w.fnErr
 		case !heals(err):
-			return typed(err)
+			return reason.FromStatus(err)
 		}
 		if w.heard {
 			delay = firstDelay
 		}
-		if err := fn(Event{Kind: KindInterrupted, Err: err}); err != nil {
+		if err := fn(Event{Kind: KindInterrupted, Err: err, Token: w.token}); err != nil {
 			return err
 		}
 		jitter := rand.N(delay / 2) //nolint:gosec // it spreads clients out, nothing depends on it
@@ -107,7 +129,9 @@ type watch struct {
 	known map[string]*poolv1.Pool // what fn was told
 	stale map[string]bool         // pools of known that a beginning anew has not told yet; nil while nothing is in doubt
 	heard bool                    // the attempt under way got a message
-	fnErr error
+	// partial means that known may lack pools, since the caller resumed from a token and has the rest.
+	partial bool
+	fnErr   error
 }
 
 // follow runs one stream until it ends. It never returns nil.
@@ -129,26 +153,50 @@ func (w *watch) follow(ctx context.Context) error {
 			return err
 		}
 		w.heard = true
-		switch event := message.GetEvent().(type) {
-		case *poolv1.WatchResponse_Upsert:
-			err = w.upsert(event.Upsert)
-		case *poolv1.WatchResponse_Deleted:
-			err = w.remove(event.Deleted.GetPoolId())
-		case *poolv1.WatchResponse_Reset_:
-			synced, w.token = false, ""
-			w.doubt()
-		case *poolv1.WatchResponse_Synced:
+		if message.GetSynced() != nil {
 			synced = true
-			err = w.settle()
 		}
-		if err != nil {
-			w.fnErr = err
-			return err
+		if message.GetReset_() != nil {
+			synced, w.token = false, ""
 		}
+		next := w.token
 		if synced {
-			w.token = message.GetResumeToken()
+			next = message.GetResumeToken()
 		}
+		if w.fnErr = w.take(message, next); w.fnErr != nil {
+			return w.fnErr
+		}
+		w.token = next
 	}
+}
+
+// take tells of one message, after which next is the token.
+func (w *watch) take(message *poolv1.WatchResponse, next string) error {
+	switch event := message.GetEvent().(type) {
+	case *poolv1.WatchResponse_Upsert:
+		return w.upsert(event.Upsert, next)
+	case *poolv1.WatchResponse_Deleted:
+		return w.remove(event.Deleted.GetPoolId(), next)
+	case *poolv1.WatchResponse_Reset_:
+		return w.reset()
+	case *poolv1.WatchResponse_Synced:
+		return w.settle(next)
+	case *poolv1.WatchResponse_Heartbeat:
+		return w.fn(Event{Kind: KindHeartbeat, Token: next})
+	}
+	return nil // of a newer manager
+}
+
+// reset makes all that is known not confirmed. What the caller alone knows of cannot be told to be gone pool by pool.
+func (w *watch) reset() error {
+	w.doubt()
+	if !w.partial {
+		return nil
+	}
+	w.partial = false
+	clear(w.known)
+	clear(w.stale)
+	return w.fn(Event{Kind: KindReset})
 }
 
 // doubt marks all that is known as not confirmed.
@@ -160,28 +208,28 @@ func (w *watch) doubt() {
 }
 
 // settle tells the deletion of all that was not confirmed, and that the view is complete.
-func (w *watch) settle() error {
+func (w *watch) settle(next string) error {
 	for _, id := range slices.Sorted(maps.Keys(w.stale)) {
-		if err := w.remove(id); err != nil {
+		if err := w.remove(id, w.token); err != nil {
 			return err
 		}
 	}
 	w.stale = nil
-	return w.fn(Event{Kind: KindSynced})
+	return w.fn(Event{Kind: KindSynced, Token: next})
 }
 
-func (w *watch) upsert(pool *poolv1.Pool) error {
+func (w *watch) upsert(pool *poolv1.Pool, next string) error {
 	id := pool.GetPoolId()
 	delete(w.stale, id)
 	w.known[id] = pool
-	return w.fn(Event{Kind: KindUpsert, PoolID: id, Pool: pool})
+	return w.fn(Event{Kind: KindUpsert, PoolID: id, Pool: pool, Token: next})
 }
 
-func (w *watch) remove(id string) error {
+func (w *watch) remove(id, next string) error {
 	last := w.known[id]
 	delete(w.stale, id)
 	delete(w.known, id)
-	return w.fn(Event{Kind: KindDeleted, PoolID: id, Pool: last})
+	return w.fn(Event{Kind: KindDeleted, PoolID: id, Pool: last, Token: next})
 }
 
 // sleep waits for d, or less if ctx ends.

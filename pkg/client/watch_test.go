@@ -76,10 +76,16 @@ func (s *session) Recv() (*poolv1.WatchResponse, error) {
 }
 
 // play runs Watch over the sessions and writes down the events in the words of the script.
-func play(t *testing.T, sessions []string) (events []string, s *script, err error) {
+// Behind each, /N is its token.
+func play(t *testing.T, sessions []string, opts ...client.WatchOption) (events []string, s *script, err error) {
 	t.Helper()
 	s = &script{sessions: sessions, start: time.Now()}
 	err = client.Watch(t.Context(), s, nil, func(e client.Event) error {
+		defer func() {
+			if e.Token != "" {
+				events[len(events)-1] += "/" + e.Token
+			}
+		}()
 		switch e.Kind {
 		case client.KindUpsert:
 			events = append(events, "+"+e.PoolID)
@@ -89,12 +95,25 @@ func play(t *testing.T, sessions []string) (events []string, s *script, err erro
 			events = append(events, "synced")
 		case client.KindInterrupted:
 			events = append(events, "lost")
+		case client.KindReset:
+			events = append(events, "reset")
+		case client.KindHeartbeat:
+			events = append(events, "beat")
 		default:
 			t.Errorf("unknown event %+v", e)
 		}
 		return nil
-	})
+	}, opts...)
 	return events, s, err
+}
+
+// plain takes the tokens off.
+func plain(events []string) []string {
+	bare := make([]string, len(events))
+	for i, event := range events {
+		bare[i], _, _ = strings.Cut(event, "/")
+	}
+	return bare
 }
 
 func TestWatchKeepsAConsistentView(t *testing.T) {
@@ -105,10 +124,10 @@ func TestWatchKeepsAConsistentView(t *testing.T) {
 		events   string
 		tokens   []string
 	}{
-		{"plain", []string{"+a +b synced +a -b beat NOT_FOUND"}, "+a +b synced +a -b@2", []string{""}},
+		{"plain", []string{"+a +b synced +a -b beat NOT_FOUND"}, "+a +b synced +a -b@2 beat", []string{""}},
 		{
 			"resumes with the last token, a heartbeat's included",
-			[]string{"+a synced beat UNAVAILABLE", "+b synced NOT_FOUND"}, "+a synced lost +b synced", []string{"", "3"},
+			[]string{"+a synced beat UNAVAILABLE", "+b synced NOT_FOUND"}, "+a synced beat lost +b synced", []string{"", "3"},
 		},
 		{"resumes after a clean end", []string{"synced eof", "synced NOT_FOUND"}, "synced lost synced", []string{"", "1"}},
 		{"resumes after being too slow", []string{"synced RESOURCE_EXHAUSTED", "synced NOT_FOUND"}, "synced lost synced", []string{"", "1"}},
@@ -151,11 +170,63 @@ func TestWatchKeepsAConsistentView(t *testing.T) {
 				if _, ok := reason.As(err); !ok {
 					t.Errorf("Watch = %T, want a *reason.Error", err)
 				}
-				if diff := cmp.Diff(strings.Fields(tt.events), events); diff != "" {
+				if diff := cmp.Diff(strings.Fields(tt.events), plain(events)); diff != "" {
 					t.Errorf("events (-want +got):\n%s", diff)
 				}
 				if diff := cmp.Diff(tt.tokens, s.asked); diff != "" {
 					t.Errorf("tokens (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// Whoever resumes from an event's token has missed nothing, however the events before it came about.
+func TestEventsHaveTheirTokens(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name     string
+		from     string
+		sessions []string
+		events   string
+		asked    []string
+	}{
+		{
+			"none before synced", "",
+			[]string{"+a +b synced +a beat -b NOT_FOUND"}, "+a +b synced/3 +a/4 beat/5 -b@2/6", []string{""},
+		},
+		{
+			"none while a reset is told", "",
+			[]string{"+a +b synced reset +a synced NOT_FOUND"}, "+a +b synced/3 +a -b@2 synced/6", []string{""},
+		},
+		{
+			"resumed: the old one until synced", "x",
+			[]string{"+a -b synced +a NOT_FOUND"}, "+a/x -b@0/x synced/3 +a/4", []string{"x"},
+		},
+		{
+			"resumed and lost", "x",
+			[]string{"+a UNAVAILABLE", "+a synced NOT_FOUND"}, "+a/x lost/x +a/x synced/4", []string{"x", "x"},
+		},
+		{
+			"resumed and reset, which the caller must know", "x",
+			[]string{"reset +a synced +b reset +b synced NOT_FOUND"}, "reset +a synced/3 +b/4 +b -a@2 synced/7", []string{"x"},
+		},
+		{
+			"resumed, lost and reset", "x",
+			[]string{"+a UNAVAILABLE", "reset +b UNAVAILABLE", "+c synced NOT_FOUND"},
+			"+a/x lost/x reset +b lost +c -b@4 synced/7", []string{"x", "x", ""},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				events, s, _ := play(t, tt.sessions, client.ResumeFrom(tt.from))
+				if diff := cmp.Diff(strings.Fields(tt.events), events); diff != "" {
+					t.Errorf("events (-want +got):\n%s", diff)
+				}
+				if diff := cmp.Diff(tt.asked, s.asked); diff != "" {
+					t.Errorf("tokens asked for (-want +got):\n%s", diff)
 				}
 			})
 		})

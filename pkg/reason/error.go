@@ -111,9 +111,9 @@ func Cause(err error) Option {
 	return func(e *Error) { e.cause = err }
 }
 
-// Error reads `field: message: cause: remedy`, without the parts that are not there. Fields with problems of their own
-// are not repeated: the message tells of them.
-func (e *Error) Error() string { return e.prefix() + e.text() + e.suffix() }
+// Error reads `field: message: cause: remedy`, without the parts that are not there and without what Redact takes out.
+// Fields with problems of their own are not repeated: the message tells of them.
+func (e *Error) Error() string { return Redact(e.prefix() + e.text() + e.suffix()) }
 
 // Unwrap is the error underneath, or nil.
 func (e *Error) Unwrap() error { return e.cause }

@@ -43,6 +43,11 @@ func TestErrorText(t *testing.T) {
 			reason.New(reason.StorageFailed, "read record", reason.Cause(fs.ErrPermission), reason.Remedy("allow it")),
 			"read record: permission denied: allow it",
 		},
+		{
+			"address with credentials",
+			reason.New(reason.FetchFailed, "https://u:pw@h/x?token=s3cret cannot be read", reason.Cause(errors.New(`Get "https://h/x?token=s3cret": refused`))),
+			`https://h/x cannot be read: Get "https://h/x": refused`,
+		},
 		{"cause alone", reason.New(reason.StorageFailed, "", reason.Cause(fs.ErrPermission)), "permission denied"},
 	}
 	for _, tt := range tests {

@@ -149,7 +149,7 @@ func (e *Error) precondition(text string) *errdetails.PreconditionFailure {
 
 // clean makes a text fit for the wire: valid UTF-8, no credentials in addresses, at most limit bytes.
 func clean(text string, limit int) string {
-	text = redact(strings.ToValidUTF8(text, "\uFFFD"))
+	text = Redact(strings.ToValidUTF8(text, "\uFFFD"))
 	if len(text) <= limit {
 		return text
 	}
@@ -161,10 +161,11 @@ func clean(text string, limit int) string {
 	return text[:cut] + ellipsis
 }
 
-// redact takes user info and query out of every address in text. Doing it twice changes nothing.
-func redact(text string) string {
+// Redact takes user info and query, which is where credentials are, out of every address in text. Status does it to all
+// that it sends; what goes elsewhere, such as a log, is redacted by whoever sends it. Doing it twice changes nothing.
+func Redact(text string) string {
 	if !strings.Contains(text, "://") {
 		return text
 	}
-	return regexp.MustCompile(`(\w://)(?:[^\s/?#"']*@)?([^\s?#"']*)(?:\?[^\s"']*)?`).ReplaceAllString(text, "$1$2")
+	return regexp.MustCompile(`(\w://)(?:[^\s/?#"']*@)?([^\s?#"']*)(?:\?[^\s"]*)?`).ReplaceAllString(text, "$1$2")
 }

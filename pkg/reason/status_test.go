@@ -159,6 +159,7 @@ func TestStatusHidesCredentialsInAddresses(t *testing.T) {
 	t.Parallel()
 	tests := []struct{ name, text, want string }{
 		{"user info", `Get "https://joe:p@ss@host/x": refused`, `Get "https://host/x": refused`},
+		{"query with an apostrophe", `https://host/x?token=s3'cret is gone`, `https://host/x is gone`},
 		{"query", `Get "https://host/x?token=s3cret&a=b": refused`, `Get "https://host/x": refused`},
 		{"both, twice", "https://a:b@h/x?y then ftp://c@h/z", "https://h/x then ftp://h/z"},
 		{"a path with an at sign stays", "https://host/npm/@scope/name", "https://host/npm/@scope/name"},

@@ -75,12 +75,12 @@ func Open(path string, opts Options) (*Archive, error) {
 	opts.Limits = withDefaults(opts.Limits)
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, reason.New(reason.StorageFailed, "open archive", reason.Meta("path", path), reason.Cause(err))
+		return nil, reason.New(reason.StorageFailed, "open archive", reason.Meta("path", path), reason.Cause(err), reason.Remedy(storageRemedy))
 	}
 	info, err := file.Stat()
 	if err != nil {
 		_ = file.Close()
-		return nil, reason.New(reason.StorageFailed, "open archive", reason.Meta("path", path), reason.Cause(err))
+		return nil, reason.New(reason.StorageFailed, "open archive", reason.Meta("path", path), reason.Cause(err), reason.Remedy(storageRemedy))
 	}
 	found, err := detect(file)
 	if err != nil {
@@ -98,7 +98,7 @@ func (a *Archive) Close() error { return a.file.Close() }
 func (a *Archive) Extract(ctx context.Context, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return reason.New(reason.StorageFailed, "extract into "+dir, reason.Meta("path", dir), reason.Cause(err))
+		return reason.New(reason.StorageFailed, "extract into "+dir, reason.Meta("path", dir), reason.Cause(err), reason.Remedy(storageRemedy))
 	}
 	defer func() { _ = root.Close() }()
 	w := &writer{ctx: ctx, root: root, made: map[string]kind{}, budget: newBudget(a.opts.Limits, a.size)}
@@ -161,7 +161,7 @@ func detect(file io.ReaderAt) (format, error) {
 	head := make([]byte, 512)
 	n, err := file.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return 0, reason.New(reason.StorageFailed, "read archive", reason.Cause(err))
+		return 0, reason.New(reason.StorageFailed, "read archive", reason.Cause(err), reason.Remedy(storageRemedy))
 	}
 	head = head[:n]
 	switch {
@@ -175,6 +175,9 @@ func detect(file io.ReaderAt) (format, error) {
 	return 0, reason.New(reason.UntrustedArtifact, "not a zip, tar or tar.gz archive",
 		reason.Remedy("give an archive in one of these formats"))
 }
+
+// storageRemedy is for what the disk does to an archive, which is not the archive's fault.
+const storageRemedy = "check space, permissions and health of the file system that holds the store"
 
 // refuse is the error for an entry that is not taken.
 func refuse(entry, why string) error {

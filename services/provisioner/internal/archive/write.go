@@ -130,7 +130,7 @@ func diskError(name string, err error) error {
 		code = reason.DiskFull
 	}
 	return reason.New(code, fmt.Sprintf("extract %.300q", name), reason.Cause(err),
-		reason.Remedy("check space and permissions of the file system"))
+		reason.Remedy(storageRemedy))
 }
 
 // budget counts content against the limits.

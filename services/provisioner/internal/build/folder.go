@@ -96,5 +96,6 @@ func storage(attempt string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return diskFull(attempt, err)
 	}
-	return reason.New(reason.StorageFailed, attempt, reason.Cause(err))
+	return reason.New(reason.StorageFailed, attempt, reason.Cause(err),
+		reason.Remedy("check permissions and health of the file system that holds the store, and that nobody else writes to its builds"))
 }

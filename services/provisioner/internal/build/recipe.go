@@ -25,7 +25,8 @@ func reserved() []string {
 // check refuses a recipe that cmake or ninja would take for something else.
 func (r Recipe) check() error {
 	bad := func(problem string) error {
-		return reason.New(reason.InvalidParams, problem, reason.Field("engine.source_build"))
+		return reason.New(reason.InvalidParams, problem, reason.Field("engine.source_build"),
+			reason.Remedy("have the store in a folder with a plain absolute path, and use options that the engine kind gives"))
 	}
 	for _, dir := range []string{r.SourceDir, r.BuildDir} {
 		if !filepath.IsAbs(dir) || strings.ContainsAny(dir, "\n\x00") {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -104,6 +105,7 @@ func (c Config) check() error {
 		listen,
 		daemonkit.CheckFolder("state_dir", c.StateDir),
 		daemonkit.CheckRoots("roots", c.Roots),
+		rootsThere(c.Roots),
 		daemonkit.CheckLevel("log_level", c.LogLevel),
 	}
 	for _, dir := range filepath.SplitList(c.ToolPath) {
@@ -111,6 +113,25 @@ func (c Config) check() error {
 	}
 	if c.CancelGrace < 0 {
 		errs = append(errs, fmt.Errorf("cancel_grace: %s is negative", c.CancelGrace))
+	}
+	return errors.Join(errs...)
+}
+
+// rootsThere returns an error for each root that is no folder: what lies below it could never be used, and nobody would be
+// told why.
+func rootsThere(roots []string) error {
+	var errs []error
+	for _, root := range roots {
+		info, err := os.Stat(root)
+		switch {
+		case !filepath.IsAbs(root): // said already
+		case errors.Is(err, fs.ErrNotExist):
+			errs = append(errs, fmt.Errorf("roots (--root): %q does not exist: make it, or leave it out", root))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("roots (--root): %q cannot be used: %w", root, err))
+		case !info.IsDir():
+			errs = append(errs, fmt.Errorf("roots (--root): %q is not a folder: name the folder that it lies in", root))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -2,15 +2,17 @@
 
 // Package daemon is the program engine-provisioner: it reads the configuration, builds everything and runs it.
 //
-// On SIGTERM or SIGINT it takes no new calls, lets those in flight go on for 10 s, cancels what is left and ends; no tool
-// that it started is left, and cut-off work is resumed when it is asked for again. A second signal ends it at once; the
-// tools it had started are killed with it. Several of them may share one store.
+// On SIGTERM or SIGINT it takes no new calls and cancels all work at once: those who wait for it get SHUTTING_DOWN within a
+// second, and it ends when no tool that it started is left, which takes the tools' own 5 s at most unless they have to be
+// killed. Cut-off work is resumed when it is asked for again. A second signal ends it at once; the tools it had started are
+// killed with it. Several of them may share one store.
 package daemon
 
 import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -25,6 +27,9 @@ import (
 
 // name is the program's.
 const name = "engine-provisioner"
+
+// stopGrace is for answers that are ready: the work that other calls wait for is cancelled when it begins.
+const stopGrace = time.Second
 
 // Main runs the program with these arguments, its own name not included, and returns its exit code, one of daemonkit.
 func Main(ctx context.Context, version string, args []string, stdout, stderr io.Writer) int {
@@ -59,8 +64,9 @@ func run(ctx context.Context, config Config, log *zap.Logger) (err error) {
 		return err
 	}
 	kit, err := serverkit.New(serverkit.Config{
-		Logger:  log,
-		Listens: listens,
+		Logger:    log,
+		Listens:   listens,
+		StopGrace: stopGrace,
 		Services: []serverkit.Registration{func(r grpc.ServiceRegistrar) {
 			provisionerv1.RegisterProvisionerServiceServer(r, service)
 		}},
@@ -71,9 +77,9 @@ func run(ctx context.Context, config Config, log *zap.Logger) (err error) {
 	return serve(ctx, kit, parts.preparer)
 }
 
-// serve runs the server and, for as long as it has calls, the work that they wait for.
+// serve runs the server and the work that its calls wait for; both end with ctx, and the work with the server.
 func serve(ctx context.Context, kit *serverkit.Server, preparer *prepare.Service) error {
-	working, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	working, stopWork := context.WithCancel(ctx)
 	defer stopWork()
 	worked := make(chan error, 1)
 	go func() { worked <- preparer.Run(working) }()

@@ -17,7 +17,9 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/daemonkit"
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 )
 
@@ -66,6 +68,9 @@ func TestBadConfigurationRefusesToStart(t *testing.T) {
 		{name: "an unknown flag", args: []string{"--nope"}, want: []string{"nope"}},
 		{name: "an argument", args: []string{"serve"}, want: []string{"serve"}},
 		{name: "an address that is not local", args: []string{"--listen", "tcp://10.0.0.1:1"}, want: []string{"listen", "10.0.0.1"}},
+		{name: "a root that does not exist", args: []string{"--root", "/nonexistent/models"}, want: []string{"--root", `"/nonexistent/models" does not exist`}},
+		{name: "a root of the file that is a file", text: "roots: [\"/proc/self/status\"]\n", want: []string{"roots", `"/proc/self/status" is not a folder`}},
+		{name: "a root below a file", args: []string{"--root", "/proc/self/status/x"}, want: []string{"--root", "/proc/self/status/x"}},
 		{name: "a root that is not absolute", args: []string{"--root", "models"}, want: []string{`roots: "models"`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -112,14 +117,15 @@ func TestDefaults(t *testing.T) {
 
 func TestFlagsOverruleTheFile(t *testing.T) {
 	t.Parallel()
+	a, b := t.TempDir(), t.TempDir()
 	path := file(t, "state_dir: /file\nlisten: [\"127.0.0.1:1\"]\nroots: [\"/r\"]\ncancel_grace: 3s\nregistries:\n  pypi: https://p.example/simple\n")
-	got, err := configure("v", []string{"--config", path, "--state-dir", "/flag", "--root", "/a", "--root", "/b"}, &output{})
+	got, err := configure("v", []string{"--config", path, "--state-dir", "/flag", "--root", a, "--root", b}, &output{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got.Registries.NPM = "" // from the environment
 	want := Config{
-		StateDir: "/flag", Listen: []string{"127.0.0.1:1"}, Roots: []string{"/a", "/b"}, CancelGrace: 3 * time.Second, LogLevel: "info",
+		StateDir: "/flag", Listen: []string{"127.0.0.1:1"}, Roots: []string{a, b}, CancelGrace: 3 * time.Second, LogLevel: "info",
 		Registries: Registries{PyPI: "https://p.example/simple"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -178,6 +184,61 @@ func TestServe(t *testing.T) {
 		if entry.IsDir() {
 			t.Errorf("the temporary folder %s is left", entry.Name())
 		}
+	}
+}
+
+// A daemon that is asked to end does not wait for those who wait for its work.
+func TestEndCancelsWork(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	engine, asked := filepath.Join(root, "engine"), filepath.Join(root, "asked")
+	if err := os.WriteFile(engine, []byte("#!/bin/sh\necho $$ > "+asked+".new; mv "+asked+".new "+asked+"; sleep 1000\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(testkit.ShortDir(t), "p.sock")
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var stdout, stderr output
+	ended := make(chan int, 1)
+	go func() {
+		ended <- Main(ctx, "v", []string{"--listen", "unix://" + socket, "--state-dir", filepath.Join(root, "store"), "--root", root}, &stdout, &stderr)
+	}()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	stream, err := provisionerv1.NewProvisionerServiceClient(conn).Prepare(t.Context(), &provisionerv1.PrepareRequest{Spec: &enginev1.PrepareSpec{
+		Engine: &enginev1.EngineSpec{Kind: "llamacpp", Source: &enginev1.EngineSpec_External{External: &enginev1.ExternalBinary{Path: engine}}},
+		Model:  &enginev1.ModelSpec{Uri: "file:" + engine},
+	}}, grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, 10*time.Second, "the engine is asked", func() (bool, string) {
+		_, err := os.Stat(asked)
+		return err == nil, "nobody has asked it"
+	})
+	began := time.Now()
+	stop()
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if reason.Of(err) != reason.ShuttingDown {
+		t.Errorf("Prepare: %v, want SHUTTING_DOWN", err)
+	}
+	if code := <-ended; code != daemonkit.ExitOK {
+		t.Errorf("exit code %d, want %d\n%s", code, daemonkit.ExitOK, &stderr)
+	}
+	if took := time.Since(began); took > 6*time.Second { // an idle machine takes milliseconds, and waiting for callers takes 10 s
+		t.Errorf("it took %s to end", took)
+	}
+	pid, err := os.ReadFile(asked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("/proc/" + strings.TrimSpace(string(pid))); err == nil {
+		t.Errorf("process %s is left", pid)
 	}
 }
 

@@ -162,18 +162,34 @@ func checkRegistry(address string) error {
 // Cached looks for the result of a request without any network. For https: the digest alone decides; for the other
 // schemes an earlier Fetch of the same reference must have found it, and a file must not have been changed since.
 func (f *Fetcher) Cached(req Request) (Result, bool) {
-	found := known{Digest: req.Want, Name: req.Ref.Base()}
-	if req.Ref.Scheme != SchemeHTTPS {
-		var err error
-		if found, err = f.recall(req); err != nil || req.Want != "" && req.Want != found.Digest {
-			return Result{}, false
-		}
-	}
-	blob, err := f.cfg.Store.Blob(found.Digest)
-	if err != nil {
+	found, ok := f.found(req)
+	if !ok {
 		return Result{}, false
 	}
-	return Result{Blob: blob, Name: found.Name, Archive: found.Archive}, true
+	blob, err := f.cfg.Store.Blob(found.Digest)
+	return found.result(blob), err == nil
+}
+
+// found returns what the request leads to, as far as that can be told without asking anybody.
+func (f *Fetcher) found(req Request) (known, bool) {
+	if req.Ref.Scheme == SchemeHTTPS {
+		return known{Digest: req.Want, Name: req.Ref.Base()}, true
+	}
+	found, err := f.recall(req)
+	return found, err == nil && (req.Want == "" || req.Want == found.Digest)
+}
+
+// kept is Cached, but hashes what the store has when that cannot be told from something else otherwise.
+func (f *Fetcher) kept(ctx context.Context, req Request, progress func(done, total int64)) (Result, bool, error) {
+	found, ok := f.found(req)
+	if !ok {
+		return Result{}, false, nil
+	}
+	blob, err := f.cfg.Store.Recover(ctx, found.Digest, progress)
+	if errors.Is(err, store.ErrAbsent) {
+		return Result{}, false, nil
+	}
+	return found.result(blob), err == nil, err
 }
 
 // Fetch returns the file of a request, from the store when it is there. progress, if not nil, is called often, with the
@@ -190,12 +206,12 @@ func (f *Fetcher) Fetch(ctx context.Context, req Request, progress func(done, to
 	if err := checkDigests(req); err != nil {
 		return Result{}, named(req, err)
 	}
-	if result, ok := f.Cached(req); ok {
-		return result, nil
+	result, ok, err := f.kept(ctx, req, progress)
+	if err == nil && !ok {
+		result, err = f.fetch(ctx, req, progress)
 	}
-	result, err := f.fetch(ctx, req, progress)
 	if err != nil {
-		return Result{}, fmt.Errorf("fetch %s: %w", req.Ref, named(req, err))
+		return Result{}, fmt.Errorf("fetch %s: %w", reason.Redact(req.Ref.String()), named(req, err))
 	}
 	return result, nil
 }
@@ -211,7 +227,7 @@ func (f *Fetcher) fetch(ctx context.Context, req Request, progress func(done, to
 	case SchemeNPM:
 		return f.fetchPackage(ctx, req, f.findTarball, progress)
 	}
-	return Result{}, reason.New(reason.InvalidParams, fmt.Sprintf("reference %q has no known scheme", req.Ref), reason.Remedy(schemesRemedy))
+	return Result{}, reason.New(reason.InvalidParams, fmt.Sprintf("reference %q has no known scheme", reason.Redact(req.Ref.String())), reason.Remedy(schemesRemedy))
 }
 
 func (f *Fetcher) fetchURL(ctx context.Context, req Request, progress func(done, total int64)) (Result, error) {

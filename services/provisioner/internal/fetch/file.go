@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
 )
 
 func (f *Fetcher) fetchFile(ctx context.Context, req Request, progress func(done, total int64)) (Result, error) {
@@ -21,13 +22,13 @@ func (f *Fetcher) fetchFile(ctx context.Context, req Request, progress func(done
 		return Result{}, err
 	}
 	defer func() { _ = file.Close() }()
+	info, err := file.Stat() // before it is read: what it becomes while and after that is not what is remembered
+	if err != nil {
+		return Result{}, reason.New(reason.StorageFailed, "read "+req.Ref.Path, reason.Cause(err), reason.Remedy("check the file system of the file"))
+	}
 	blob, err := f.cfg.Store.Import(ctx, file, req.Want, progress)
 	if err != nil {
 		return Result{}, err
-	}
-	info, err := file.Stat()
-	if err != nil {
-		return Result{}, reason.New(reason.StorageFailed, "read "+req.Ref.Path, reason.Cause(err))
 	}
 	result := Result{Blob: blob, Name: req.Ref.Base()}
 	return result, f.remember(fileKey(req.Ref, info), result)
@@ -107,11 +108,7 @@ func rootsText(roots []string) string {
 	return strings.Join(roots, ", ")
 }
 
-// fileKey names one content of one file: it changes when the file does.
+// fileKey names one content of one file: it changes when the file does, also when its times were set back.
 func fileKey(ref Ref, info fs.FileInfo) string {
-	inode := uint64(0)
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-		inode = stat.Ino
-	}
-	return fmt.Sprintf("file %s inode=%d size=%d modified=%d", ref.Path, inode, info.Size(), info.ModTime().UnixNano())
+	return "file " + ref.Path + " " + store.StampOf(info).String()
 }

@@ -7,13 +7,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/fetch"
-	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
 )
 
 // layOut makes the folders "allowed" and "secret" with what the tests of file references name.
@@ -93,49 +93,73 @@ func TestFetchFileWithAnotherDigest(t *testing.T) {
 	wantReason(t, err, reason.DigestMismatch, "sha256", sha(other).Hex())
 }
 
+// A file that changed in any way is read again, and takes nothing from those who were promised what it was.
 func TestChangedFileIsFetchedAgain(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t)
-	layOut(t, f.dir)
-	path := filepath.Join(f.dir, "allowed", "sub", "a.gguf")
-	req := fetch.Request{Ref: mustParse(t, "file:"+path)}
-	_, err := f.Fetch(t.Context(), req, nil)
-	must(t, err)
-	must(t, errors.Join(os.WriteFile(path, []byte(other), 0o644), os.Chtimes(path, time.Time{}, time.Now().Add(time.Second))))
-	if _, ok := f.Cached(req); ok {
-		t.Error("cached though the file was changed")
-	}
-	result, err := f.Fetch(t.Context(), req, nil)
-	must(t, err)
-	if result.Blob.Digest != sha(other) {
-		t.Errorf("got %s, want the new content", result.Blob.Digest)
-	}
-	if _, err := f.store.Blob(sha(body)); err == nil {
-		t.Error("the old content is still promised, and its file has the new one")
+	for _, test := range []struct {
+		name   string
+		change func(path string, was os.FileInfo) error
+		want   string
+	}{
+		{name: "written to", want: other, change: func(path string, _ os.FileInfo) error { return os.WriteFile(path, []byte(other), 0o644) }},
+		{name: "written to, with its old time", want: turned(body), change: func(path string, was os.FileInfo) error {
+			return errors.Join(os.WriteFile(path, []byte(turned(body)), 0o644), os.Chtimes(path, time.Time{}, was.ModTime()))
+		}},
+		{name: "replaced, with its old size and time", want: turned(body), change: func(path string, was os.FileInfo) error {
+			return errors.Join(os.WriteFile(path+".new", []byte(turned(body)), 0o644), os.Chtimes(path+".new", time.Time{}, was.ModTime()), os.Rename(path+".new", path))
+		}},
+		{name: "touched", want: body, change: func(path string, _ os.FileInfo) error { return os.Chtimes(path, time.Time{}, time.Unix(1, 0)) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			layOut(t, f.dir)
+			path := filepath.Join(f.dir, "allowed", "sub", "a.gguf")
+			req := fetch.Request{Ref: mustParse(t, "file:"+path)}
+			first, err := f.Fetch(t.Context(), req, nil)
+			must(t, err)
+			was, err := os.Stat(path)
+			must(t, err)
+			must(t, test.change(path, was))
+			if _, ok := f.Cached(req); ok {
+				t.Error("cached though the file was changed")
+			}
+			result, err := f.Fetch(t.Context(), req, nil)
+			must(t, err)
+			if result.Blob.Digest != sha(test.want) {
+				t.Errorf("got %s, want the new content", result.Blob.Digest)
+			}
+			blob, err := f.store.Blob(first.Blob.Digest)
+			must(t, err)
+			if text, err := os.ReadFile(blob.Path); err != nil || string(text) != body {
+				t.Errorf("the blob of the old content has %d other bytes, %v", len(text), err)
+			}
+		})
 	}
 }
 
-// crossDevice is a disk on which files outside the store can only be copied.
-type crossDevice struct{ store.FS }
+// turned is as long as text, and another.
+func turned(text string) string {
+	bytes := []byte(text)
+	slices.Reverse(bytes)
+	return string(bytes)
+}
 
-func (crossDevice) LinkOpen(*os.File, string) error { return syscall.EXDEV }
-
-func TestChangedFileOfAnotherFileSystem(t *testing.T) {
+// What the store has and cannot vouch for without reading it is read, not fetched again.
+func TestTouchedBlobIsNotDownloadedAgain(t *testing.T) {
 	t.Parallel()
-	far, err := store.Open(store.Config{Root: filepath.Join(t.TempDir(), "root"), FS: crossDevice{store.OperatingSystem()}})
+	f, s := newFixture(t), newServer(t, body)
+	req := fetch.Request{Ref: s.ref(t), Want: sha(body)}
+	first, err := f.Fetch(t.Context(), req, nil)
 	must(t, err)
-	t.Cleanup(func() { _ = far.Close() })
-	f := newFixture(t, func(cfg *fetch.Config) { cfg.Store = far })
-	layOut(t, f.dir)
-	path := filepath.Join(f.dir, "allowed", "sub", "a.gguf")
-	req := fetch.Request{Ref: mustParse(t, "file:"+path)}
-	_, err = f.Fetch(t.Context(), req, nil)
+	must(t, os.Chtimes(first.Blob.Path, time.Unix(1, 0), time.Unix(1, 0)))
+	if _, ok := f.Cached(req); ok {
+		t.Error("cached though its blob was touched")
+	}
+	again, err := f.Fetch(t.Context(), req, nil)
 	must(t, err)
-	must(t, errors.Join(os.WriteFile(path, []byte(other), 0o644), os.Chtimes(path, time.Time{}, time.Now().Add(time.Second))))
-	result, err := f.Fetch(t.Context(), req, nil)
-	must(t, err)
-	if result.Blob.Digest != sha(other) {
-		t.Errorf("got %s, want the new content", result.Blob.Digest)
+	if again != first || len(s.seen()) != 1 {
+		t.Errorf("got %+v after %d requests, want %+v after one", again, len(s.seen()), first)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
 )
 
@@ -14,6 +15,10 @@ type known struct {
 	Digest  store.Digest `json:"digest"`
 	Archive store.Digest `json:"archive,omitempty"`
 	Name    string       `json:"name"`
+}
+
+func (k known) result(blob store.Blob) Result {
+	return Result{Blob: blob, Name: k.Name, Archive: k.Archive}
 }
 
 // recall returns what an earlier fetch of the request found; the blob may be gone since.
@@ -27,7 +32,7 @@ func (f *Fetcher) recall(req Request) (known, error) {
 		info, err := file.Stat()
 		_ = file.Close()
 		if err != nil {
-			return known{}, fmt.Errorf("recall %s: %w", req.Ref, err)
+			return known{}, fmt.Errorf("recall %s: %w", reason.Redact(req.Ref.String()), err)
 		}
 		key = fileKey(req.Ref, info)
 	}
@@ -37,7 +42,7 @@ func (f *Fetcher) recall(req Request) (known, error) {
 	}
 	var found known
 	if err := json.Unmarshal([]byte(text), &found); err != nil {
-		return known{}, fmt.Errorf("recall %s: %w", req.Ref, err)
+		return known{}, fmt.Errorf("recall %s: %w", reason.Redact(req.Ref.String()), err)
 	}
 	return found, nil
 }
@@ -46,7 +51,7 @@ func (f *Fetcher) recall(req Request) (known, error) {
 func (f *Fetcher) remember(key string, result Result) error {
 	text, err := json.Marshal(known{Digest: result.Blob.Digest, Archive: result.Archive, Name: result.Name})
 	if err != nil {
-		return fmt.Errorf("remember %s: %w", key, err)
+		return fmt.Errorf("remember %s: %w", reason.Redact(key), err)
 	}
 	return f.cfg.Store.PutResolution(key, string(text))
 }

@@ -96,7 +96,7 @@ func parseURL(text string) (Ref, error) {
 		return Ref{}, badRef(redact(text), "has credentials in it", "leave user and password out: references are kept and logged")
 	}
 	if parsed.Scheme == schemeHTTP && !isLoopback(parsed.Hostname()) {
-		return Ref{}, badRef(text, "is not encrypted", addressesRemedy)
+		return Ref{}, badRef(redact(text), "is not encrypted", addressesRemedy)
 	}
 	parsed.Fragment, parsed.RawFragment = "", ""
 	return Ref{Scheme: SchemeHTTPS, URL: parsed.String()}, nil
@@ -144,10 +144,10 @@ func splitMember(text, rest, remedy string) (version, member string, err error) 
 }
 
 func badRef(text, why, remedy string) error {
-	return reason.New(reason.InvalidParams, fmt.Sprintf("reference %.300q %s", text, why), reason.Remedy(remedy))
+	return reason.New(reason.InvalidParams, fmt.Sprintf("reference %.300q %s", reason.Redact(text), why), reason.Remedy(remedy))
 }
 
-// String returns the reference in the form that Parse reads.
+// String returns the reference in the form that Parse reads. What it returns may hold credentials in a query.
 func (r Ref) String() string {
 	var text string
 	switch r.Scheme {
@@ -193,13 +193,12 @@ func isLoopback(host string) bool {
 	return err == nil && address.Unmap().IsLoopback()
 }
 
-// redact removes the password of an address, which must reach no log and no client.
+// redact is an address as logs and clients may see it: without user, password and query.
 func redact(address string) string {
-	parsed, err := url.Parse(address)
-	if err != nil {
+	if parsed, err := url.Parse(address); err != nil || parsed.Opaque != "" {
 		return "(unreadable address)"
 	}
-	return parsed.Redacted()
+	return reason.Redact(address)
 }
 
 // hostPort is the key of an address for comparing origins.

@@ -53,7 +53,8 @@ func TestParseRefuses(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"", "model.gguf", "/m/a.gguf", "ftp://host/a", "hf:org/repo", "file:a.gguf", "file://host/a", "file:",
-		"https:", "https:///a", "https:a", "http://host/a", "http://127.0.0.1.example.org/a", "https://user:secret@host/a", "https://ho st/a",
+		"https:", "https:///a", "https:a", "http://host/a", "http://127.0.0.1.example.org/a", "https://user:secret@host/a", "https://ho st/a?secret",
+		"http://host/a?secret", "https:user:secret@host/a", "https://user:secret@%zz/a", "ftp://user:secret@host/a?secret", "ftp://host/a?'secret",
 		"pypi:a", "pypi:a==", "pypi:a>=1", "pypi:==1", "pypi:a==1/", "pypi:a==1/../b", "pypi:a==1//b", "pypi:a==1/./b", `pypi:a==1/b\c`, "pypi:../a==1", "pypi:a b==1", "pypi:a==*",
 		"npm:a", "npm:@s/a", "npm:a@", "npm:a@latest", "npm:a@^1.0.0", "npm:A@1.0.0", "npm:../a@1.0.0", "npm:@s/../a@1.0.0", "npm:a@1.0.0/../b", "npm:@1.0.0",
 		"file:/a\nb", "file:/a\x00", "file:/" + strings.Repeat("a", 5000),

@@ -48,9 +48,11 @@ func (f *Fetcher) fetchPackage(ctx context.Context, req Request, find find, prog
 func (f *Fetcher) fetchMember(ctx context.Context, req Request, find find, progress func(done, total int64)) (Result, error) {
 	whole := req
 	whole.Ref.Member, whole.Want = "", ""
-	pack, ok := f.Cached(whole)
+	pack, ok, err := f.kept(ctx, whole, progress)
+	if err != nil {
+		return Result{}, err
+	}
 	if !ok {
-		var err error
 		if pack, err = f.fetchPackage(ctx, whole, find, progress); err != nil {
 			return Result{}, err
 		}
@@ -128,7 +130,7 @@ func (f *Fetcher) fileAddress(ctx context.Context, registry, named string) (stri
 	}
 	to, err := from.Parse(named)
 	if err != nil || named == "" || to.Host == "" {
-		return "", reason.New(reason.UntrustedArtifact, fmt.Sprintf("%s names a file at no address (%.200q)", redact(registry), named),
+		return "", reason.New(reason.UntrustedArtifact, fmt.Sprintf("%s names a file at no address (%.200q)", redact(registry), reason.Redact(named)),
 			reason.Remedy("check the registry settings"))
 	}
 	to.Fragment, to.RawFragment = "", ""

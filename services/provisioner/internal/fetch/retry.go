@@ -58,7 +58,8 @@ func (p *policy) Reset() {
 
 func (f *Fetcher) noteRetry(a artifact) backoff.Notify {
 	return func(err error, pause time.Duration) {
-		f.cfg.Log.Warn("download interrupted, trying again", zap.String("address", redact(a.address)), zap.Duration("pause", pause), zap.Error(err))
+		f.cfg.Log.Warn("download interrupted, trying again", zap.String("address", redact(a.address)), zap.Duration("pause", pause),
+			zap.String("error", reason.Redact(err.Error())))
 	}
 }
 

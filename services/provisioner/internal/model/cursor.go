@@ -82,7 +82,8 @@ func (c *cursor) moved(n int64, err error) {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		c.fail(truncated(c.position, c.size))
 	case err != nil:
-		c.fail(reason.New(reason.StorageFailed, "read model file", reason.Cause(err)))
+		c.fail(reason.New(reason.StorageFailed, "read model file", reason.Cause(err),
+			reason.Remedy("check the health of the file system that holds the store")))
 	}
 }
 

@@ -30,6 +30,7 @@ const (
 	FieldPackage    = "spec.engine.package.uri"
 	FieldPackageSHA = "spec.engine.package.sha256"
 	FieldExternal   = "spec.engine.external.path"
+	FieldBuild      = "spec.engine.source_build"
 	FieldGitURL     = "spec.engine.source_build.git.url"
 	FieldBundle     = "spec.engine.source_build.bundle.uri"
 	FieldArchive    = "spec.engine.source_build.archive.uri"
@@ -169,7 +170,7 @@ func (p Planner) checkBuild(plan *Plan, build *enginev1.SourceBuild) error {
 func (p Planner) checkGit(repository *enginev1.GitRepository) error {
 	address, err := url.Parse(repository.GetUrl())
 	if err != nil || address.Scheme == "" {
-		return reason.New(reason.InvalidParams, fmt.Sprintf("%.300q is not the address of a repository", repository.GetUrl()), reason.Field(FieldGitURL),
+		return reason.New(reason.InvalidParams, fmt.Sprintf("%.300q is not the address of a repository", reason.Redact(repository.GetUrl())), reason.Field(FieldGitURL),
 			reason.Remedy("use https://host/path, or file:/absolute/path below an allowed root"))
 	}
 	if address.Scheme != "file" {

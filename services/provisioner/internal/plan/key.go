@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/engines"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
@@ -60,4 +61,7 @@ func CommitKey(origin, ref string) string { return "commit " + origin + " " + re
 // RecordKey keeps the prepared id of a spec's key.
 func RecordKey(key string) string { return "prepared " + key }
 
-func durationKey(step, subject string) string { return "duration " + step + " " + subject }
+// durationKey keeps what a step took. Credentials in the subject's address are not kept.
+func durationKey(step, subject string) string {
+	return "duration " + step + " " + reason.Redact(subject)
+}

@@ -65,6 +65,9 @@ type Step struct {
 	DurationKey string
 }
 
+// OfEngine tells whether the step is about the engine, and not about the model or the two together.
+func (s Step) OfEngine() bool { return s.ID != ModelFetch && s.ID != ModelInspect && s.ID != Record }
+
 // Plan is what is to be done for one spec.
 type Plan struct {
 	// Spec is the spec with its defaults filled in; the context stays 0 until the model's header was read once.

@@ -232,7 +232,8 @@ func (s *Service) build(ctx context.Context, recipe engines.Recipe, key, top, bi
 func copyBinary(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
-		return reason.New(reason.BuildFailed, "the build ended well and made no "+filepath.Base(to), reason.Cause(err))
+		return reason.New(reason.BuildFailed, "the build ended well and made no "+filepath.Base(to), reason.Cause(err), reason.Meta("phase", "compile"),
+			reason.Remedy("name the source of the engine, at a ref whose build makes "+filepath.Base(to)))
 	}
 	defer func() { _ = in.Close() }()
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
@@ -246,6 +247,9 @@ func copyBinary(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
+// defectRemedy is for what cannot be.
+const defectRemedy = "report it: it is a defect of Roundhouse"
+
 // storageError gives a reason to an error that has none.
 func storageError(attempt string, err error) error {
 	if _, ok := reason.As(err); ok {
@@ -254,7 +258,8 @@ func storageError(attempt string, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return reason.New(reason.DiskFull, attempt, reason.Cause(err), reason.Remedy("free space on the file system of the store"))
 	}
-	return reason.New(reason.StorageFailed, attempt, reason.Cause(err), reason.Remedy("see the message for the file"))
+	return reason.New(reason.StorageFailed, attempt, reason.Cause(err),
+		reason.Remedy("check permissions and health of the file system that holds the file"))
 }
 
 // inSpec makes the fields that the packages below name fields of the request.

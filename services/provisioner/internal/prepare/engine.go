@@ -32,8 +32,33 @@ type engine struct {
 	identity *enginev1.EngineIdentity
 }
 
-// engine gets the engine of a plan.
+// engine gets the engine of a plan. Its errors name the part of the spec that says where it comes from, where a part of
+// the spec is at fault, and some step of the engine has failed with them.
 func (s *Service) engine(ctx context.Context, planned *plan.Plan, t *track) (engine, error) {
+	made, err := s.get(ctx, planned, t)
+	switch reason.Of(err) {
+	case reason.BuildFailed, reason.ToolMissing, reason.EngineNotFound, reason.InvalidParams, reason.UntrustedArtifact, reason.DigestMismatch, reason.FetchFailed:
+		err = at(fieldOf(planned.Spec.GetEngine()), err)
+	}
+	if err != nil {
+		t.blame(ctx, planned, err)
+	}
+	return made, err
+}
+
+func fieldOf(spec *enginev1.EngineSpec) string {
+	switch spec.GetSource().(type) {
+	case *enginev1.EngineSpec_Package:
+		return plan.FieldPackage
+	case *enginev1.EngineSpec_SourceBuild:
+		return plan.FieldBuild
+	case *enginev1.EngineSpec_External:
+		return plan.FieldExternal
+	}
+	return plan.FieldSource
+}
+
+func (s *Service) get(ctx context.Context, planned *plan.Plan, t *track) (engine, error) {
 	way, _ := planned.Kind.Traits().Way(planned.Mode)
 	if len(way.Tools) > 0 {
 		if _, err := s.cfg.Tools.Require(ctx, way.Tools...); err != nil {
@@ -56,7 +81,7 @@ func (s *Service) engine(ctx context.Context, planned *plan.Plan, t *track) (eng
 	case *enginev1.EngineSpec_External:
 		return s.external(ctx, planned, from.External, t)
 	}
-	return engine{}, reason.New(reason.Internal, fmt.Sprintf("no way to get an engine as %s", engines.ModeName(planned.Mode)))
+	return engine{}, reason.New(reason.Internal, fmt.Sprintf("no way to get an engine as %s", engines.ModeName(planned.Mode)), reason.Remedy(defectRemedy))
 }
 
 // packaged returns the engine that lies in a package.
@@ -133,12 +158,13 @@ func labels(layout engines.Layout, commit string) (map[string]string, error) {
 func (s *Service) stored(ctx context.Context, planned *plan.Plan, found store.Engine, t *track) (engine, error) {
 	var layout engines.Layout
 	if err := json.Unmarshal([]byte(found.Labels[labelLayout]), &layout); err != nil {
-		return engine{}, reason.New(reason.StorageFailed, "engine "+found.Key+" does not say how it is run", reason.Cause(err))
+		return engine{}, reason.New(reason.StorageFailed, "engine "+found.Key+" does not say how it is run", reason.Cause(err),
+			reason.Remedy("remove "+filepath.Dir(found.Dir)+", so that it is made again"))
 	}
 	var files []*enginev1.ExecutedFile
 	for _, file := range found.Files {
 		if isCode(file) {
-			files = append(files, &enginev1.ExecutedFile{Path: filepath.Join(found.Dir, file.Path), Sha256: file.Digest.Hex(), SizeBytes: file.Size})
+			files = append(files, &enginev1.ExecutedFile{Path: filepath.Join(found.Dir, file.Path), Sha256: file.Digest.Hex(), SizeBytes: file.SizeBytes})
 		}
 	}
 	program := layout.Program(found.Dir, files)

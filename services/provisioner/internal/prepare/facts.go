@@ -191,12 +191,7 @@ var errNotRegular = errors.New("not a regular file")
 
 // stampKey names one content of one file: it changes when the file does, also when its times were set back.
 func stampKey(path string, info fs.FileInfo) string {
-	var device, inode uint64
-	var changed int64
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-		device, inode, changed = stat.Dev, stat.Ino, stat.Ctim.Nano()
-	}
-	return fmt.Sprintf("digest %s device=%d inode=%d size=%d modified=%d changed=%d", path, device, inode, info.Size(), info.ModTime().UnixNano(), changed)
+	return "digest " + path + " " + store.StampOf(info).String()
 }
 
 // remember keeps value under key as JSON, if it is not there already.

@@ -5,6 +5,7 @@ package prepare
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -38,6 +39,7 @@ type fakeFetcher struct {
 	fetched map[string]fetch.Result
 	count   map[string]int
 	hold    chan struct{} // closed to let fetches go on; nil lets them
+	begun   chan struct{} // gets one for each fetch that has begun; nil does not
 	err     error
 }
 
@@ -56,9 +58,12 @@ func (f *fakeFetcher) Cached(request fetch.Request) (fetch.Result, bool) {
 func (f *fakeFetcher) Fetch(ctx context.Context, request fetch.Request, progress func(done, total int64)) (fetch.Result, error) {
 	f.mu.Lock()
 	f.count[request.Ref.String()]++
-	hold, err := f.hold, f.err
+	hold, begun, err := f.hold, f.begun, f.err
 	f.mu.Unlock()
 	progress(1, 10)
+	if begun != nil {
+		begun <- struct{}{}
+	}
 	if hold != nil {
 		select {
 		case <-hold:
@@ -71,7 +76,7 @@ func (f *fakeFetcher) Fetch(ctx context.Context, request fetch.Request, progress
 	}
 	path, ok := f.files[request.Ref.String()]
 	if !ok {
-		return fetch.Result{}, reason.New(request.Missing, "no such file", reason.Field(request.Field))
+		return fetch.Result{}, reason.New(request.Missing, "no such file", reason.Field(request.Field), reason.Remedy("name another"))
 	}
 	file, err := os.Open(path)
 	if err != nil {
@@ -100,10 +105,11 @@ func (f *fakeFetcher) models() int {
 type fakeSources struct {
 	commit    string
 	checkouts int
+	err       error
 }
 
 func (f *fakeSources) ResolveCommit(context.Context, source.Origin) (string, error) {
-	return f.commit, nil
+	return f.commit, f.err
 }
 
 func (f *fakeSources) Checkout(_ context.Context, _ source.Origin, commit, dir string, observer source.Observer) (source.Checkout, error) {
@@ -115,6 +121,8 @@ func (f *fakeSources) Checkout(_ context.Context, _ source.Origin, commit, dir s
 // fakeBuilder writes a binary.
 type fakeBuilder struct {
 	builds int
+	after  <-chan struct{} // the build ends after it got one; nil does not wait
+	output string          // in place of what is asked for
 	err    error
 	last   build.Recipe
 }
@@ -124,10 +132,13 @@ func (f *fakeBuilder) Build(_ context.Context, recipe build.Recipe, observer bui
 	f.last = recipe
 	observer.Line(runner.Stdout, "[1/2] compiling")
 	observer.Progress(build.Progress{Phase: build.Compile, Percent: 50})
+	if f.after != nil {
+		<-f.after
+	}
 	if f.err != nil {
 		return build.Result{}, f.err
 	}
-	path := filepath.Join(recipe.BuildDir, "bin", "llama-server")
+	path := filepath.Join(recipe.BuildDir, cmp.Or(f.output, "bin/llama-server"))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return build.Result{}, err
 	}
@@ -135,13 +146,24 @@ func (f *fakeBuilder) Build(_ context.Context, recipe build.Recipe, observer bui
 }
 
 // fakeTools has every tool but those that are missing.
-type fakeTools struct{ missing map[toolchain.Name]bool }
+type fakeTools struct {
+	mu      sync.Mutex
+	missing map[toolchain.Name]bool
+}
+
+func (f *fakeTools) lose(name toolchain.Name) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.missing = map[toolchain.Name]bool{name: true}
+}
 
 func (f *fakeTools) Require(_ context.Context, names ...toolchain.Name) ([]toolchain.Tool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var tools []toolchain.Tool
 	for _, name := range names {
 		if f.missing[name] {
-			return nil, reason.New(reason.ToolMissing, string(name)+" is missing")
+			return nil, reason.New(reason.ToolMissing, string(name)+" is missing", reason.Remedy("install it"))
 		}
 		tools = append(tools, toolchain.Tool{Name: name, Path: "/usr/bin/" + string(name)})
 	}
@@ -168,6 +190,7 @@ type fixture struct {
 	fetcher  *fakeFetcher
 	sources  *fakeSources
 	builder  *fakeBuilder
+	tools    *fakeTools
 	probes   int // how often the engine was asked
 	probeErr error
 	stop     context.CancelFunc
@@ -183,7 +206,7 @@ func newFixture(t testing.TB, change ...func(*Config)) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{root: root, sources: &fakeSources{commit: strings.Repeat("a", 40)}, builder: &fakeBuilder{}}
+	f := &fixture{root: root, sources: &fakeSources{commit: strings.Repeat("a", 40)}, builder: &fakeBuilder{}, tools: &fakeTools{}}
 	f.fetcher = &fakeFetcher{store: kept, fetched: map[string]fetch.Result{}, count: map[string]int{}, files: map[string]string{
 		modelRef:  f.write(t, "small.gguf", gguf(2048)),
 		otherRef:  f.write(t, "other.gguf", gguf(128)),
@@ -199,7 +222,7 @@ func newFixture(t testing.TB, change ...func(*Config)) *fixture {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Catalog: catalog, Store: kept, Fetcher: f.fetcher, Sources: f.sources, Builder: f.builder, Tools: &fakeTools{},
+		Catalog: catalog, Store: kept, Fetcher: f.fetcher, Sources: f.sources, Builder: f.builder, Tools: f.tools,
 		Run: f.run, Roots: roots.Roots{root}, Host: toolchain.Host{Arch: "amd64"}, Log: zap.NewNop(),
 	}
 	for _, c := range change {
@@ -273,7 +296,7 @@ func sourceSpec(ref string) *enginev1.PrepareSpec {
 // prepare runs Prepare to its end and returns what it said on the way.
 func (f *fixture) do(ctx context.Context, spec *enginev1.PrepareSpec) (*enginev1.PreparedEngine, []*enginev1.Progress, error) {
 	var events []*enginev1.Progress
-	prepared, err := f.Prepare(ctx, spec, func(event *enginev1.Progress) error {
+	prepared, err := f.Prepare(ctx, spec, nil, func(event *enginev1.Progress) error {
 		events = append(events, event)
 		return nil
 	})

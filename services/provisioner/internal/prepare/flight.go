@@ -17,13 +17,16 @@ import (
 // errAbandoned is the cause of work that ended because nobody waited for it.
 var errAbandoned = reason.New(reason.Cancelled, "everybody who asked for the work has left", reason.Remedy("ask again: what was finished is kept"))
 
+// errWithdrawn is the cause of a wait that ended because of CancelPrepare.
+var errWithdrawn = reason.New(reason.Cancelled, "the request was cancelled by its consumer", reason.Remedy("ask again: what was finished is kept"))
+
 // flights runs work once for all who ask for the same key at the same time.
 type flights[T any] struct {
 	start func(func(context.Context)) error
 	grace time.Duration
 	limit int // of flights at once; 0 means none
 
-	// mu guards flying and, of each flight, waiting, abandoned, grace and cancel. Nothing waits while holding it.
+	// mu guards flying and, of each flight, guests, queue, last, abandoned, grace and cancel. Nothing waits while holding it.
 	mu     sync.Mutex
 	flying map[string]*flight[T]
 }
@@ -37,10 +40,22 @@ type flight[T any] struct {
 	value T
 	err   error
 
-	waiting   int
+	guests map[*guest]bool
+	// queue are those who wait for the end of an abandoned flight, to begin again.
+	queue map[*guest]bool
+	// last is the name of the guest who left, or was dismissed, last.
+	last      string
 	abandoned bool
 	grace     *time.Timer
 	cancel    context.CancelCauseFunc
+}
+
+// guest is one who waits for a flight. It joins one flight at most, once.
+type guest struct {
+	// name is for withdraw; empty means that it cannot be withdrawn.
+	name string
+	// dismiss ends the context that it waits with. Needed only with a name.
+	dismiss context.CancelCauseFunc
 }
 
 func newFlights[T any](start func(func(context.Context)) error, grace time.Duration, limit int) *flights[T] {
@@ -49,9 +64,9 @@ func newFlights[T any](start func(func(context.Context)) error, grace time.Durat
 
 // join returns the flight of key, and begins one with work if there is none; every join needs one leave. It waits for the
 // end of a flight that was abandoned, because the work of a key never runs twice at once.
-func (f *flights[T]) join(ctx context.Context, key string, work func(context.Context, *track) (T, error)) (*flight[T], error) {
+func (f *flights[T]) join(ctx context.Context, key string, who *guest, work func(context.Context, *track) (T, error)) (*flight[T], error) {
 	for {
-		joined, created, err := f.take(key)
+		joined, created, err := f.take(key, who)
 		switch {
 		case err != nil:
 			return nil, err
@@ -60,6 +75,7 @@ func (f *flights[T]) join(ctx context.Context, key string, work func(context.Con
 			case <-created.ended:
 				continue
 			case <-ctx.Done():
+				f.leave(created, who)
 				return nil, fmt.Errorf("wait for cancelled work to end: %w", context.Cause(ctx))
 			}
 		case created == nil:
@@ -73,16 +89,17 @@ func (f *flights[T]) join(ctx context.Context, key string, work func(context.Con
 	}
 }
 
-// take returns the flight of key with one more waiting. created is that flight if it is new; if joined is nil, created is
+// take returns the flight of key with one more guest. created is that flight if it is new; if joined is nil, created is
 // an abandoned flight that has not ended yet.
-func (f *flights[T]) take(key string) (joined, created *flight[T], err error) {
+func (f *flights[T]) take(key string, who *guest) (joined, created *flight[T], err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if found, ok := f.flying[key]; ok {
 		if found.abandoned {
+			found.queue[who] = true
 			return nil, found, nil
 		}
-		found.waiting++
+		found.guests[who] = true
 		if found.grace != nil {
 			found.grace.Stop()
 			found.grace = nil
@@ -93,7 +110,9 @@ func (f *flights[T]) take(key string) (joined, created *flight[T], err error) {
 		return nil, nil, reason.New(reason.LimitExceeded, fmt.Sprintf("%d specs are being prepared already", f.limit),
 			reason.RetryAfter(f.grace), reason.Remedy("wait until one is done"))
 	}
-	created = &flight[T]{key: key, track: newTrack(), ended: make(chan struct{}), waiting: 1}
+	created = &flight[T]{
+		key: key, track: newTrack(), ended: make(chan struct{}), guests: map[*guest]bool{who: true}, queue: map[*guest]bool{},
+	}
 	f.flying[key] = created
 	return created, created, nil
 }
@@ -128,28 +147,73 @@ func (f *flights[T]) end(flight *flight[T], value T, err error) {
 	flight.track.hub.Close(progress.Outcome{State: enginev1.StepState_STEP_STATE_CANCELLED})
 }
 
-// leave takes one waiting away. When it was the last, the work is cancelled once the grace is over.
-func (f *flights[T]) leave(flight *flight[T]) {
+// leave takes a guest away; one who has left already, or was dismissed, changes nothing. When it was the last, the work is
+// cancelled once the grace is over.
+func (f *flights[T]) leave(flight *flight[T], who *guest) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	flight.waiting--
+	delete(flight.queue, who)
+	if !flight.guests[who] {
+		return
+	}
+	delete(flight.guests, who)
+	flight.last = who.name
 	select {
 	case <-flight.ended:
 		return
 	default:
 	}
 	switch {
-	case flight.waiting > 0:
+	case len(flight.guests) > 0:
 	case f.grace == 0:
 		flight.abandonLocked()
 	default:
 		flight.grace = time.AfterFunc(f.grace, func() {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			if flight.waiting == 0 {
+			if len(flight.guests) == 0 {
 				flight.abandonLocked()
 			}
 		})
+	}
+}
+
+// withdraw dismisses every guest of that name and cancels the work that nobody else waits for, without a grace, also where
+// the name's guest was the last and has left. found tells whether there was any of it; once all channels of ended are
+// closed, nothing runs any more that this name alone had asked for.
+func (f *flights[T]) withdraw(name string) (found bool, ended []<-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, flight := range f.flying {
+		mine := len(flight.guests) == 0 && flight.last == name
+		for _, waiting := range []map[*guest]bool{flight.guests, flight.queue} {
+			for who := range waiting {
+				if who.name == name {
+					delete(waiting, who)
+					who.dismiss(errWithdrawn)
+					flight.last, mine = name, true
+				}
+			}
+		}
+		if !mine {
+			continue
+		}
+		found = true
+		if len(flight.guests) == 0 {
+			flight.abandonLocked()
+			ended = append(ended, flight.ended)
+		}
+	}
+	return found, ended
+}
+
+// landed waits for the end of a flight that was abandoned, so that who was its last guest ends after it.
+func (f *flights[T]) landed(flight *flight[T]) {
+	f.mu.Lock()
+	abandoned := flight.abandoned
+	f.mu.Unlock()
+	if abandoned {
+		<-flight.ended
 	}
 }
 
@@ -179,7 +243,7 @@ func outcomeOf(err error) progress.Outcome {
 	case reason.Of(err) == reason.Cancelled, reason.Of(err) == reason.ShuttingDown:
 		return progress.Outcome{State: enginev1.StepState_STEP_STATE_CANCELLED}
 	default:
-		return progress.Outcome{State: enginev1.StepState_STEP_STATE_FAILED, Error: err.Error()}
+		return progress.Outcome{State: enginev1.StepState_STEP_STATE_FAILED, Error: reason.Redact(err.Error())}
 	}
 }
 

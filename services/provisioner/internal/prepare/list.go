@@ -79,7 +79,7 @@ func (s *Service) List(ctx context.Context, size int, token string) (page []*eng
 		}
 	}
 	for _, err := range broken {
-		s.cfg.Log.Warn("prepared record is left out", zap.Error(err))
+		s.cfg.Log.Warn("prepared record is left out", zap.String("error", reason.Redact(err.Error())))
 	}
 	slices.SortFunc(page, func(a, b *enginev1.PreparedEngine) int { return placeOf(a).compare(placeOf(b)) })
 	if size == 0 {

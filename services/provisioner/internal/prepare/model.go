@@ -66,7 +66,7 @@ func keyDigest(text string) string {
 func readHeader(blob store.Blob) (model.Info, error) {
 	file, err := os.Open(blob.Path)
 	if err != nil {
-		return model.Info{}, reason.New(reason.StorageFailed, "open the staged model", reason.Cause(err))
+		return model.Info{}, storageError("open the staged model", err)
 	}
 	defer func() { _ = file.Close() }()
 	header, err := model.Read(file, blob.Size)

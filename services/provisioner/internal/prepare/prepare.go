@@ -4,9 +4,9 @@
 //
 // The same spec asked for by many callers at once is worked on once, and so are an engine or a model that different specs
 // share; everybody sees all progress, whenever they came. A caller that leaves takes nothing from the others; work that
-// nobody waits for any more is cancelled after a grace. What was finished stays in the store, and what was cut off, by a
-// cancel or by the death of the process, is picked up where it was. Preparing what is there already changes nothing and
-// takes a few milliseconds. No engine is ever started, but for short probes of its version and flags.
+// nobody waits for any more is cancelled after a grace, or at once by Cancel. What was finished stays in the store, and what
+// was cut off, by a cancel or by the death of the process, is picked up where it was. Preparing what is there already changes
+// nothing and takes a few milliseconds. No engine is ever started, but for short probes of its version and flags.
 //
 // A Service may be used by several goroutines at once, while Run runs. It stores everything in its store, and several
 // processes may use one store.
@@ -133,22 +133,60 @@ func New(cfg Config) (*Service, error) {
 // Plan returns the plan of spec. It changes nothing, and uses neither network nor programs.
 func (s *Service) Plan(spec *enginev1.PrepareSpec) (*plan.Plan, error) { return s.planner.Plan(spec) }
 
-// Prepare returns the prepared engine of spec. It blocks until it is there, the work has failed or ctx ends; send gets all
-// progress, from its beginning, one event at a time, and a send that fails is a caller that has left. Repeating it is safe.
-// Every error but the end of ctx and that of send has a reason.
-func (s *Service) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, send func(*enginev1.Progress) error) (*enginev1.PreparedEngine, error) {
+// Prepare returns the prepared engine of spec for consumer, who may be nil. It blocks until it is there, the work has failed
+// or ctx ends; send gets all progress, from its beginning, one event at a time, and a send that fails is a caller that has
+// left. Repeating it is safe. Every error but the end of ctx and that of send has a reason.
+func (s *Service) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, consumer *enginev1.Consumer, send func(*enginev1.Progress) error) (*enginev1.PreparedEngine, error) {
 	planned, err := s.planner.Plan(spec)
 	if err != nil {
 		return nil, err
 	}
-	flight, err := s.jobs.join(ctx, planned.Key, func(ctx context.Context, t *track) (*enginev1.PreparedEngine, error) {
+	ctx, dismiss := context.WithCancelCause(ctx)
+	defer dismiss(nil)
+	who := &guest{dismiss: dismiss}
+	if who.name, err = callerName(spec, consumer); err != nil {
+		return nil, err
+	}
+	flight, err := s.jobs.join(ctx, planned.Key, who, func(ctx context.Context, t *track) (*enginev1.PreparedEngine, error) {
 		return s.prepare(ctx, planned, t)
 	})
 	if err != nil {
 		return nil, err
 	}
-	defer s.jobs.leave(flight)
+	defer s.jobs.leave(flight, who)
 	return flight.follow(ctx, send)
+}
+
+// Cancel ends every Prepare of the same spec and consumer, just as they were given to it, with CANCELLED, and the work that
+// only they waited for, which includes work that goes on in the grace since the last of them left. It returns when none of
+// that runs any more, or ctx ends; what it began goes on then. It is false if there was nothing to cancel.
+func (s *Service) Cancel(ctx context.Context, spec *enginev1.PrepareSpec, consumer *enginev1.Consumer) (bool, error) {
+	name, err := callerName(spec, consumer)
+	if err != nil || name == "" {
+		return false, err
+	}
+	found, ended := s.jobs.withdraw(name)
+	for _, end := range ended {
+		select {
+		case <-end:
+		case <-ctx.Done():
+			return true, fmt.Errorf("wait for cancelled work to end: %w", context.Cause(ctx))
+		}
+	}
+	return found, nil
+}
+
+// callerName is equal for callers that cannot be told apart, and empty for one that does not say who it is.
+func callerName(spec *enginev1.PrepareSpec, consumer *enginev1.Consumer) (string, error) {
+	if proto.Size(consumer) == 0 {
+		return "", nil
+	}
+	what, err := messageKey(spec)
+	if err != nil {
+		return "", err
+	}
+	who, err := messageKey(consumer)
+	return what + " " + who, err
 }
 
 // prepare is one job: the engine and the model at once, then the record.
@@ -180,14 +218,19 @@ func (s *Service) prepare(ctx context.Context, planned *plan.Plan, t *track) (*e
 	return s.record(ctx, planned, made, staged, t)
 }
 
-// through joins a flight that jobs share, forwards its progress into t, and returns its result.
+// through joins a flight that jobs share, forwards its progress into t, and returns its result. If ctx ends and no other job
+// waits for the flight, it returns after the flight has ended.
 func through[T any](ctx context.Context, shared *flights[T], key string, t *track, work func(context.Context, *track) (T, error)) (T, error) {
-	flight, err := shared.join(ctx, key, work)
+	who := &guest{}
+	flight, err := shared.join(ctx, key, who, work)
 	if err != nil {
 		var none T
 		return none, err
 	}
-	defer shared.leave(flight)
+	defer func() {
+		shared.leave(flight, who)
+		shared.landed(flight)
+	}()
 	return flight.follow(ctx, func(event *enginev1.Progress) error {
 		t.hub.Publish(event)
 		return nil

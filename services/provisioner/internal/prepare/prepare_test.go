@@ -5,6 +5,7 @@ package prepare
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/plan"
+	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/toolchain"
 )
 
 // outcome is what one Prepare came to.
@@ -27,10 +29,15 @@ type outcome struct {
 // begin runs Prepare beside the test and returns when it has said something.
 func (f *fixture) begin(ctx context.Context, t *testing.T, spec *enginev1.PrepareSpec) <-chan outcome {
 	t.Helper()
+	return f.beginFor(ctx, t, spec, nil)
+}
+
+func (f *fixture) beginFor(ctx context.Context, t *testing.T, spec *enginev1.PrepareSpec, consumer *enginev1.Consumer) <-chan outcome {
+	t.Helper()
 	result, said := make(chan outcome, 1), make(chan struct{})
 	go func() {
 		var o outcome
-		o.prepared, o.err = f.Prepare(ctx, spec, func(event *enginev1.Progress) error {
+		o.prepared, o.err = f.Prepare(ctx, spec, consumer, func(event *enginev1.Progress) error {
 			if o.events = append(o.events, event); len(o.events) == 1 {
 				close(said)
 			}
@@ -147,7 +154,7 @@ func TestASendThatFailsIsACallerThatLeft(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	gone := errors.New("gone")
-	if _, err := f.Prepare(t.Context(), f.externalSpec(modelRef), func(*enginev1.Progress) error { return gone }); !errors.Is(err, gone) {
+	if _, err := f.Prepare(t.Context(), f.externalSpec(modelRef), nil, func(*enginev1.Progress) error { return gone }); !errors.Is(err, gone) {
 		t.Errorf("Prepare: %v, want %v", err, gone)
 	}
 }
@@ -219,17 +226,33 @@ func TestFailuresAreTyped(t *testing.T) {
 			spec := f.externalSpec(modelRef)
 			spec.GetEngine().GetExternal().Sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 			return spec
-		}, want: reason.DigestMismatch, field: "spec.engine.external.sha256"},
+		}, want: reason.DigestMismatch, field: "spec.engine.external.sha256", failed: plan.EngineProbe},
+		{name: "a tool is missing", change: func(f *fixture) *enginev1.PrepareSpec {
+			f.tools.lose(toolchain.Ninja)
+			return sourceSpec("v1")
+		}, want: reason.ToolMissing, field: "spec.engine.source_build", failed: plan.EngineCheckout},
+		{name: "a repository that is not there", change: func(f *fixture) *enginev1.PrepareSpec {
+			f.sources.err = reason.New(reason.FetchFailed, "no network", reason.Field("engine.source_build.git.url"), reason.Remedy("mend it"))
+			return sourceSpec("v1")
+		}, want: reason.FetchFailed, field: "spec.engine.source_build.git.url", failed: plan.EngineCheckout},
+		{name: "a build that fails", change: func(f *fixture) *enginev1.PrepareSpec {
+			f.builder.err = reason.New(reason.BuildFailed, "it does not compile", reason.Remedy("mend it"))
+			return sourceSpec("v1")
+		}, want: reason.BuildFailed, field: "spec.engine.source_build", failed: plan.EngineBuild},
+		{name: "a build without a result", change: func(f *fixture) *enginev1.PrepareSpec {
+			f.builder.output = "bin/another"
+			return sourceSpec("v1")
+		}, want: reason.BuildFailed, field: "spec.engine.source_build", failed: plan.EngineBuild},
 		{name: "a folder as engine", change: func(f *fixture) *enginev1.PrepareSpec {
 			spec := f.externalSpec(modelRef)
 			spec.GetEngine().GetExternal().Path = f.root
 			return spec
-		}, want: reason.InvalidParams, field: "spec.engine.external.path"},
+		}, want: reason.InvalidParams, field: "spec.engine.external.path", failed: plan.EngineProbe},
 		{name: "an engine that is not executable", change: func(f *fixture) *enginev1.PrepareSpec {
 			spec := f.externalSpec(modelRef)
 			spec.GetEngine().GetExternal().Path = f.fetcher.files[modelRef]
 			return spec
-		}, want: reason.InvalidParams, field: "spec.engine.external.path"},
+		}, want: reason.InvalidParams, field: "spec.engine.external.path", failed: plan.EngineProbe},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -239,7 +262,7 @@ func TestFailuresAreTyped(t *testing.T) {
 			if !ok || found.Reason != tt.want {
 				t.Fatalf("Prepare = %v, %v, want %v", prepared, err, tt.want)
 			}
-			if len(found.Fields) != 1 || found.Fields[0].Name != tt.field || found.Remedy == "" && tt.failed != plan.ModelFetch {
+			if len(found.Fields) != 1 || found.Fields[0].Name != tt.field || found.Remedy == "" {
 				t.Errorf("%v (fields %v), want field %s and a remedy", err, found.Fields, tt.field)
 			}
 			if step := ended(events)[tt.failed]; tt.failed != "" && (step.GetState() != enginev1.StepState_STEP_STATE_FAILED || step.GetError() == "") {
@@ -264,14 +287,19 @@ func TestWhatAFailureCutsOffIsCancelled(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.fetcher.hold = make(chan struct{})
-	spec := f.externalSpec(modelRef)
-	spec.GetEngine().GetExternal().Sha256 = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-	_, events, err := f.do(t.Context(), spec)
-	if reason.Of(err) != reason.DigestMismatch {
-		t.Fatalf("Prepare: %v, want DIGEST_MISMATCH", err)
+	f.fetcher.begun = make(chan struct{}, 1)
+	f.builder.after = f.fetcher.begun // so that there is something to cut off
+	f.builder.err = reason.New(reason.BuildFailed, "it does not compile")
+	_, events, err := f.do(t.Context(), sourceSpec("v1"))
+	if reason.Of(err) != reason.BuildFailed {
+		t.Fatalf("Prepare: %v, want BUILD_FAILED", err)
 	}
-	if step := ended(events)[plan.ModelFetch]; step != nil && (step.GetState() != enginev1.StepState_STEP_STATE_CANCELLED || step.GetError() != "") {
+	steps := ended(events)
+	if step := steps[plan.ModelFetch]; step.GetState() != enginev1.StepState_STEP_STATE_CANCELLED || step.GetError() != "" {
 		t.Errorf("the model's step: %v, want cancelled", step)
+	}
+	if step := steps[plan.EngineBuild]; step.GetState() != enginev1.StepState_STEP_STATE_FAILED || !strings.Contains(step.GetError(), "does not compile") {
+		t.Errorf("the build's step: %v, want failed with its error", step)
 	}
 }
 

@@ -34,9 +34,8 @@ type entry struct {
 
 // stamp tells whether a file is still the one that was verified.
 type stamp struct {
-	Path         string `json:"path"`
-	SizeBytes    int64  `json:"size_bytes"`
-	ModifiedNano int64  `json:"modified_unix_nano"`
+	Path string `json:"path"`
+	store.Stamp
 }
 
 // record puts the prepared engine together and keeps it. The same inputs give the same id, and what is there is returned.
@@ -66,11 +65,11 @@ func (s *Service) record(ctx context.Context, planned *plan.Plan, made engine, s
 func assemble(planned *plan.Plan, made engine, staged *enginev1.PreparedModel) (*enginev1.PreparedEngine, error) {
 	spec, ok := proto.Clone(planned.Spec).(*enginev1.PrepareSpec)
 	if !ok {
-		return nil, reason.New(reason.Internal, "a spec's copy is not a spec")
+		return nil, reason.New(reason.Internal, "a spec's copy is not a spec", reason.Remedy(defectRemedy))
 	}
 	model, ok := proto.Clone(staged).(*enginev1.PreparedModel)
 	if !ok {
-		return nil, reason.New(reason.Internal, "a model's copy is not a model")
+		return nil, reason.New(reason.Internal, "a model's copy is not a model", reason.Remedy(defectRemedy))
 	}
 	model.Id = spec.GetModel().GetId()
 	plan.FillContext(spec.GetLaunch(), int64(model.GetTrainedContextTokens()))
@@ -106,9 +105,9 @@ func (s *Service) put(prepared *enginev1.PreparedEngine) error {
 	for _, path := range paths(prepared) {
 		info, err := os.Stat(path)
 		if err != nil {
-			return reason.New(reason.StorageFailed, "look at "+path, reason.Cause(err))
+			return storageError("look at "+path, err)
 		}
-		kept.Files = append(kept.Files, stamp{Path: path, SizeBytes: info.Size(), ModifiedNano: info.ModTime().UnixNano()})
+		kept.Files = append(kept.Files, stamp{Path: path, Stamp: store.StampOf(info)})
 	}
 	data, err := json.Marshal(kept)
 	if err != nil {
@@ -128,7 +127,7 @@ func paths(prepared *enginev1.PreparedEngine) []string {
 	return paths
 }
 
-// Prepared returns the prepared engine of id if all its files are there and unchanged, by size and time. Otherwise, and for
+// Prepared returns the prepared engine of id if all its files are there and unchanged, by their stamps. Otherwise, and for
 // an id that nobody prepared, the error is PREPARED_NOT_FOUND.
 func (s *Service) Prepared(id string) (*enginev1.PreparedEngine, error) {
 	data, err := s.cfg.Store.Prepared(strings.TrimPrefix(id, idPrefix))
@@ -145,9 +144,9 @@ func (s *Service) Prepared(id string) (*enginev1.PreparedEngine, error) {
 	for _, file := range files {
 		info, err := os.Stat(file.Path)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, reason.New(reason.StorageFailed, "look at "+file.Path, reason.Cause(err))
+			return nil, storageError("look at "+file.Path, err)
 		}
-		if err != nil || info.Size() != file.SizeBytes || info.ModTime().UnixNano() != file.ModifiedNano {
+		if err != nil || store.StampOf(info) != file.Stamp {
 			return nil, notPrepared(id, "its file "+file.Path+" is gone or was changed", err)
 		}
 	}

@@ -21,7 +21,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer close(s.stopped)
 	running.Go(func() {
 		if err := s.facts.learn(work); err != nil && work.Err() == nil {
-			s.cfg.Log.Warn("tools could not be looked for", zap.Error(err))
+			s.cfg.Log.Warn("tools could not be looked for", zap.String("error", reason.Redact(err.Error())))
 		}
 	})
 	for {

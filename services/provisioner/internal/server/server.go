@@ -21,7 +21,8 @@ import (
 // Preparer plans and prepares.
 type Preparer interface {
 	Plan(spec *enginev1.PrepareSpec) (*plan.Plan, error)
-	Prepare(ctx context.Context, spec *enginev1.PrepareSpec, send func(*enginev1.Progress) error) (*enginev1.PreparedEngine, error)
+	Prepare(ctx context.Context, spec *enginev1.PrepareSpec, consumer *enginev1.Consumer, send func(*enginev1.Progress) error) (*enginev1.PreparedEngine, error)
+	Cancel(ctx context.Context, spec *enginev1.PrepareSpec, consumer *enginev1.Consumer) (bool, error)
 	Prepared(id string) (*enginev1.PreparedEngine, error)
 	List(ctx context.Context, size int, token string) ([]*enginev1.PreparedEngine, string, error)
 }
@@ -90,7 +91,7 @@ func stepKind(work plan.Work) provisionerv1.StepKind {
 
 // Prepare implements the call.
 func (s *Service) Prepare(request *provisionerv1.PrepareRequest, stream provisionerv1.ProvisionerService_PrepareServer) error {
-	prepared, err := s.preparer.Prepare(stream.Context(), request.GetSpec(), func(event *enginev1.Progress) error {
+	prepared, err := s.preparer.Prepare(stream.Context(), request.GetSpec(), request.GetConsumer(), func(event *enginev1.Progress) error {
 		return stream.Send(&provisionerv1.PrepareResponse{Event: &provisionerv1.PrepareResponse_Progress{Progress: event}})
 	})
 	if err != nil {
@@ -103,6 +104,15 @@ func (s *Service) Prepare(request *provisionerv1.PrepareRequest, stream provisio
 		return fmt.Errorf("send prepared engine: %w", err)
 	}
 	return nil
+}
+
+// CancelPrepare implements the call.
+func (s *Service) CancelPrepare(ctx context.Context, request *provisionerv1.CancelPrepareRequest) (*provisionerv1.CancelPrepareResponse, error) {
+	cancelled, err := s.preparer.Cancel(ctx, request.GetSpec(), request.GetConsumer())
+	if err != nil {
+		return nil, err
+	}
+	return &provisionerv1.CancelPrepareResponse{Cancelled: cancelled}, nil
 }
 
 // GetPrepared implements the call.

@@ -47,7 +47,7 @@ func event(text string) *enginev1.Progress {
 	return &enginev1.Progress{Event: &enginev1.Progress_Step{Step: &enginev1.Step{Id: text}}}
 }
 
-func (preparer) Prepare(_ context.Context, spec *enginev1.PrepareSpec, send func(*enginev1.Progress) error) (*enginev1.PreparedEngine, error) {
+func (preparer) Prepare(_ context.Context, spec *enginev1.PrepareSpec, _ *enginev1.Consumer, send func(*enginev1.Progress) error) (*enginev1.PreparedEngine, error) {
 	if err := errors.Join(send(event("a")), send(event("b"))); err != nil {
 		return nil, err
 	}
@@ -55,6 +55,13 @@ func (preparer) Prepare(_ context.Context, spec *enginev1.PrepareSpec, send func
 		return nil, reason.New(reason.ModelNotFound, "no such model", reason.Field("spec.model.uri"))
 	}
 	return &enginev1.PreparedEngine{PreparedId: id}, nil
+}
+
+func (preparer) Cancel(_ context.Context, spec *enginev1.PrepareSpec, consumer *enginev1.Consumer) (bool, error) {
+	if spec.GetModel().GetUri() == "file:/gone" {
+		return false, reason.New(reason.ShuttingDown, "no time")
+	}
+	return consumer.GetPoolId() == "p", nil
 }
 
 func (preparer) Prepared(wanted string) (*enginev1.PreparedEngine, error) {
@@ -193,6 +200,33 @@ func TestPrepareFailure(t *testing.T) {
 	got, err := receive(stream)
 	if len(got) != 2 || reason.Of(err) != reason.ModelNotFound {
 		t.Errorf("Prepare: %d events, %v, want 2 and MODEL_NOT_FOUND", len(got), err)
+	}
+}
+
+func TestCancelPrepare(t *testing.T) {
+	t.Parallel()
+	client := dial(t)
+	for _, tt := range []struct {
+		name, model string
+		consumer    *enginev1.Consumer
+		want        bool
+		reason      reason.Reason
+	}{
+		{name: "one that waits", model: "file:/m", consumer: &enginev1.Consumer{PoolId: "p"}, want: true},
+		{name: "another", model: "file:/m", consumer: &enginev1.Consumer{ReplicaId: "p"}},
+		{name: "another request", model: "file:/m", consumer: &enginev1.Consumer{RequestId: "p"}},
+		{name: "a failure", model: "file:/gone", consumer: &enginev1.Consumer{PoolId: "p"}, reason: reason.ShuttingDown},
+		{name: "no consumer", model: "file:/m", reason: reason.InvalidParams},
+		{name: "a consumer without a name", model: "file:/m", consumer: &enginev1.Consumer{}, reason: reason.InvalidParams},
+		{name: "a spec that cannot be", consumer: &enginev1.Consumer{PoolId: "p"}, reason: reason.InvalidParams},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := client.CancelPrepare(t.Context(), &provisionerv1.CancelPrepareRequest{Spec: spec(tt.model), Consumer: tt.consumer})
+			if got.GetCancelled() != tt.want || reason.Of(err) != tt.reason {
+				t.Errorf("CancelPrepare = %v, %v, want %t, %v", got, err, tt.want, tt.reason)
+			}
+		})
 	}
 }
 

@@ -167,7 +167,8 @@ func storage(attempt string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return diskFull(attempt, err)
 	}
-	return reason.New(reason.StorageFailed, attempt, reason.Cause(err))
+	return reason.New(reason.StorageFailed, attempt, reason.Cause(err),
+		reason.Remedy("check permissions and health of the file systems of the store and of temporary files"))
 }
 
 func diskFull(attempt string, err error) error {

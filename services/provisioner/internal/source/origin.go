@@ -42,7 +42,7 @@ type address struct {
 // address checks the URL. Its errors are InvalidParams, or EngineNotFound for a folder that is not there.
 func (r Remote) address() (address, error) {
 	bad := func(problem string) (address, error) {
-		return address{}, reason.New(reason.InvalidParams, fmt.Sprintf("%q %s", r.URL, problem), reason.Field(fieldGitURL),
+		return address{}, reason.New(reason.InvalidParams, fmt.Sprintf("%q %s", reason.Redact(r.URL), problem), reason.Field(fieldGitURL),
 			reason.Remedy("give https://host/path, or file:/absolute/path of a repository below an allowed root"))
 	}
 	u, problem := parseURL(r.URL)
@@ -68,10 +68,12 @@ func (r Remote) address() (address, error) {
 	path := filepath.Clean(u.Path)
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return address{}, reason.New(reason.EngineNotFound, fmt.Sprintf("no repository at %s", path), reason.Field(fieldGitURL))
+		return address{}, reason.New(reason.EngineNotFound, fmt.Sprintf("no repository at %s", path), reason.Field(fieldGitURL),
+			reason.Remedy("check the path on the provisioner's machine"))
 	}
 	if err != nil {
-		return address{}, reason.New(reason.StorageFailed, "look at repository", reason.Field(fieldGitURL), reason.Cause(err))
+		return address{}, reason.New(reason.StorageFailed, "look at repository", reason.Field(fieldGitURL), reason.Cause(err),
+			reason.Remedy("let the provisioner's user read the repository"))
 	}
 	if !info.IsDir() {
 		return bad("is a file; a git bundle belongs into engine.source_build.bundle.uri")

@@ -158,7 +158,8 @@ func byID(refs []reference, id string) (reference, bool) {
 // heads lists the references of a bundle.
 func (s *session) heads(ctx context.Context, o Bundle) ([]reference, error) {
 	if _, err := os.Stat(o.Path); errors.Is(err, fs.ErrNotExist) {
-		return nil, reason.New(reason.EngineNotFound, "no bundle at "+o.Path, reason.Field(fieldBundleURI))
+		return nil, reason.New(reason.EngineNotFound, "no bundle at "+o.Path, reason.Field(fieldBundleURI),
+			reason.Remedy("ask again: the bundle is fetched again"))
 	}
 	if !filepath.IsAbs(o.Path) {
 		return nil, fmt.Errorf("read bundle %q: path is not absolute", o.Path)

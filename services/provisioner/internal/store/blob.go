@@ -10,13 +10,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 )
 
-// Blob is one verified file of the store, or of the user when it was imported by a hard link.
+// Blob is one verified file of the store. Nobody but the store has a name for it, and nobody may write to it.
 type Blob struct {
 	Digest Digest
 	// Path is absolute. The file must not be written to.
@@ -25,18 +24,8 @@ type Blob struct {
 	Size int64
 }
 
-// fingerprint is what the store remembers of a file it has hashed, to notice without hashing that it was changed.
-type fingerprint struct {
-	SizeBytes    int64 `json:"size_bytes"`
-	ModifiedNano int64 `json:"modified_unix_nano"`
-}
-
-func fingerprintOf(info fs.FileInfo) fingerprint {
-	return fingerprint{SizeBytes: info.Size(), ModifiedNano: info.ModTime().UnixNano()}
-}
-
-// Blob looks up verified content. It returns an error that wraps ErrAbsent when the store does not have it. A blob whose
-// file was changed since it was hashed goes to quarantine and is absent.
+// Blob looks up verified content. It returns an error that wraps ErrAbsent when the store does not have it, and when the
+// file is not the one that was hashed, by its stamp: Recover tells whether it is any good.
 func (s *Store) Blob(digest Digest) (Blob, error) {
 	if !digest.valid() {
 		return Blob{}, fmt.Errorf("look up blob %.100q: %w", string(digest), ErrAbsent)
@@ -53,57 +42,84 @@ func (s *Store) Blob(digest Digest) (Blob, error) {
 	if err != nil && !errors.Is(err, ErrAbsent) && !errors.Is(err, errTorn) {
 		return Blob{}, diskError("look up blob", sidecar, 0, err)
 	}
-	var known fingerprint
+	var known Stamp
 	if err == nil {
 		err = json.Unmarshal(payload, &known)
 	}
-	if err != nil || !info.Mode().IsRegular() || known != fingerprintOf(info) {
-		if err := s.quarantine(path, sidecar); err != nil {
-			return Blob{}, err
-		}
+	if err != nil || !info.Mode().IsRegular() || known != StampOf(info) {
 		return Blob{}, fmt.Errorf("look up blob %s: changed since it was verified: %w", digest, ErrAbsent)
 	}
 	return Blob{Digest: digest, Path: path, Size: info.Size()}, nil
 }
 
-// Import makes an open file of the user a blob. On the store's own file system the blob is a second name (hard link) of
-// the user's file, whose mode and content are left alone; elsewhere it is a copy. A file whose sha256 is not want is
-// DIGEST_MISMATCH and leaves nothing; an empty want accepts any. progress, if not nil, gets the bytes hashed so far and
-// the size. A file that changes while it is read is UNTRUSTED_ARTIFACT.
-func (s *Store) Import(ctx context.Context, file *os.File, want Digest, progress func(done, total int64)) (Blob, error) {
-	before, err := file.Stat()
+// Recover looks up verified content, and hashes the file when Blob cannot tell that it is the one that was hashed: a store
+// that was copied or restored has all its files, and none with its old stamp. The right content is a blob again; any other
+// goes to quarantine and is absent. progress, if not nil, gets the bytes hashed so far and the size.
+func (s *Store) Recover(ctx context.Context, digest Digest, progress func(done, total int64)) (Blob, error) {
+	if blob, err := s.Blob(digest); err == nil || !errors.Is(err, ErrAbsent) || !digest.valid() {
+		return blob, err
+	}
+	release, err := s.lock(ctx, "blob "+string(digest))
 	if err != nil {
-		return Blob{}, diskError("import file", file.Name(), 0, err)
+		return Blob{}, err
 	}
-	if !before.Mode().IsRegular() {
-		return Blob{}, reason.New(reason.InvalidParams, file.Name()+" is not a regular file", reason.Meta("path", file.Name()))
+	defer release()
+	blob, err := s.Blob(digest)
+	if err == nil || !errors.Is(err, ErrAbsent) {
+		return blob, err
 	}
-	staged := s.temp()
-	defer func() { _ = s.fs.Remove(staged) }()
+	path, sidecar := s.blobPaths(digest)
+	info, statErr := s.fs.Lstat(path)
+	if errors.Is(statErr, fs.ErrNotExist) {
+		return Blob{}, err
+	}
+	if statErr != nil {
+		return Blob{}, diskError("look up blob", path, 0, statErr)
+	}
+	same, hashErr := s.holds(ctx, path, info, digest, progress)
+	if hashErr != nil {
+		return Blob{}, endError(ctx, "verify blob "+string(digest), path, 0, hashErr)
+	}
+	if !same {
+		return Blob{}, errors.Join(err, s.quarantine(path, sidecar))
+	}
+	return s.noteBlob(digest)
+}
 
-	hasher := newCounter(ctx, before.Size(), progress)
-	source := io.TeeReader(io.NewSectionReader(file, 0, before.Size()), hasher)
-	if linkErr := s.fs.LinkOpen(file, staged); linkErr == nil {
-		_, err = io.CopyBuffer(io.Discard, onlyReader{source}, make([]byte, copyChunkBytes))
-	} else {
-		err = s.writeFile(staged, before.Size(), onlyReader{source})
+// holds tells whether the file at path is a plain one of this content. The content is durable and read-only then.
+func (s *Store) holds(ctx context.Context, path string, info fs.FileInfo, digest Digest, progress func(done, total int64)) (bool, error) {
+	if !info.Mode().IsRegular() {
+		return false, nil
+	}
+	if err := s.fs.Chmod(path, readOnlyMode); err != nil {
+		return false, err
+	}
+	before, err := s.fs.Lstat(path)
+	if err != nil {
+		return false, err
+	}
+	got, err := s.hashDurably(ctx, path, newCounter(ctx, before.Size(), progress))
+	if err != nil {
+		return false, err
+	}
+	after, err := s.fs.Lstat(path)
+	return err == nil && got == digest && StampOf(before) == StampOf(after), err
+}
+
+// noteBlob keeps the stamp of the file that lies as the blob of digest, which has been hashed, and returns the blob.
+func (s *Store) noteBlob(digest Digest) (Blob, error) {
+	path, sidecar := s.blobPaths(digest)
+	info, err := s.fs.Lstat(path)
+	if err == nil {
+		var payload json.RawMessage
+		if payload, err = json.Marshal(StampOf(info)); err == nil {
+			err = s.writeRecord(sidecar, payload)
+		}
 	}
 	if err != nil {
-		return Blob{}, endError(ctx, "import "+file.Name(), file.Name(), before.Size(), err)
+		return Blob{}, diskError("keep stamp of blob "+string(digest), sidecar, 0, err)
 	}
-	after, err := file.Stat()
-	if err != nil {
-		return Blob{}, diskError("import file", file.Name(), 0, err)
-	}
-	if fingerprintOf(after) != fingerprintOf(before) {
-		return Blob{}, reason.New(reason.UntrustedArtifact, file.Name()+" was changed while it was read",
-			reason.Meta("path", file.Name()), reason.Remedy("try again when nothing writes to the file"))
-	}
-	got := hasher.digest()
-	if want != "" && got != want {
-		return Blob{}, mismatch(file.Name(), want, got)
-	}
-	return s.publishBlob(ctx, staged, got)
+	return Blob{Digest: digest, Path: path, Size: info.Size()}, nil
 }
 
 // publishBlob makes the file staged, whose content has been hashed to digest, visible and returns it. If the store has
@@ -118,18 +134,22 @@ func (s *Store) publishBlob(ctx context.Context, staged string, digest Digest) (
 		return blob, err
 	}
 	path, sidecar := s.blobPaths(digest)
-	info, err := s.fs.Lstat(staged)
+	if err := s.quarantine(path, sidecar); err != nil {
+		return Blob{}, err
+	}
+	if err := s.publishFile(staged, path); err != nil {
+		return Blob{}, diskError("publish blob "+string(digest), path, 0, err)
+	}
+	blob, err := s.noteBlob(digest)
 	if err != nil {
-		return Blob{}, diskError("publish blob", staged, 0, err)
+		return Blob{}, errors.Join(err, s.fs.Rename(path, staged)) // for the next try
 	}
-	if err := s.publishFile(staged, path, sidecar, info); err != nil {
-		return Blob{}, diskError(fmt.Sprintf("publish blob %s", digest), path, info.Size(), err)
-	}
-	return Blob{Digest: digest, Path: path, Size: info.Size()}, nil
+	return blob, nil
 }
 
-// publishFile writes the sidecar first: a blob without one is never trusted, a sidecar without a blob means nothing.
-func (s *Store) publishFile(staged, path, sidecar string, info fs.FileInfo) error {
+// publishFile gives a file its name. It is no blob before its stamp is kept, which a rename changes: one whose stamp was
+// not kept any more is found by Recover.
+func (s *Store) publishFile(staged, path string) error {
 	if err := s.fs.MkdirAll(filepath.Dir(path), dirMode); err != nil {
 		return err
 	}
@@ -137,13 +157,6 @@ func (s *Store) publishFile(staged, path, sidecar string, info fs.FileInfo) erro
 		return err
 	}
 	if err := s.syncFile(staged); err != nil {
-		return err
-	}
-	payload, err := json.Marshal(fingerprintOf(info))
-	if err != nil {
-		return err
-	}
-	if err := s.writeRecord(sidecar, payload); err != nil {
 		return err
 	}
 	return s.appear(staged, path) // G20

@@ -6,10 +6,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -59,44 +61,89 @@ func TestParseDigest(t *testing.T) {
 	}
 }
 
-func TestImportSharesTheUsersFile(t *testing.T) {
-	t.Parallel()
-	s, dir := newStore(t)
-	writeUserFile(t, s, dir)
-	must(t, importUserFile(s, dir))
-	blob, err := s.Blob(contentDigest())
-	must(t, err)
-	user, err := os.Stat(filepath.Join(dir, "user.gguf"))
-	must(t, err)
-	stored, err := os.Stat(blob.Path)
-	must(t, err)
-	if !os.SameFile(user, stored) {
-		t.Error("the blob is a copy, want a hard link")
-	}
-	if user.Mode().Perm() != 0o640 {
-		t.Errorf("the user's file has mode %v now, want it left alone", user.Mode())
-	}
+// cloner is a disk that clones, as some file systems do; clones are counted.
+type cloner struct {
+	store.FS
+	clones *int
 }
 
-// crossDevice is a disk on which no file outside has a second name.
-type crossDevice struct{ store.FS }
+func (c cloner) CloneOpen(file *os.File, to string) error {
+	*c.clones++
+	data, err := io.ReadAll(io.NewSectionReader(file, 0, 1<<20))
+	return errors.Join(err, os.WriteFile(to, data, 0o600))
+}
 
-func (crossDevice) LinkOpen(*os.File, string) error { return syscall.EXDEV }
+// crowded is a disk without room for anything, which nothing may be written to.
+type crowded struct{ store.FS }
 
-func TestImportCopiesAcrossFileSystems(t *testing.T) {
+func (crowded) Free(string) (int64, error) { return int64(len(content)) - 1, nil }
+
+func (c crowded) OpenFile(path string, flag int, mode fs.FileMode) (store.File, error) {
+	if flag&os.O_CREATE != 0 {
+		return nil, errors.New("something is written")
+	}
+	return c.FS.OpenFile(path, flag, mode)
+}
+
+// An import must not be a second name of the user's file: who writes to that would change what everybody else was promised.
+func TestImportedContentIsTheStoresOwn(t *testing.T) {
+	t.Parallel()
+	clones := 0
+	for _, test := range []struct {
+		name string
+		fs   store.FS
+	}{
+		{name: "copy", fs: store.OperatingSystem()},
+		{name: "clone", fs: cloner{FS: store.OperatingSystem(), clones: &clones}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			t.Cleanup(func() { makeRemovable(dir) })
+			s := open(t, store.Config{Root: filepath.Join(dir, "root"), FS: test.fs})
+			writeUserFile(t, s, dir)
+			path := filepath.Join(dir, "user.gguf")
+			before, err := os.Stat(path)
+			must(t, err)
+			must(t, importUserFile(s, dir))
+			blob, err := s.Blob(contentDigest())
+			must(t, err)
+			after, err := os.Stat(path)
+			must(t, err)
+			stored, err := os.Stat(blob.Path)
+			must(t, err)
+			if os.SameFile(after, stored) {
+				t.Error("the blob is a name of the user's file")
+			}
+			if stored.Mode().Perm() != 0o444 {
+				t.Errorf("blob has mode %v, want read-only", stored.Mode())
+			}
+			if store.StampOf(before) != store.StampOf(after) {
+				t.Error("the user's file was touched")
+			}
+			must(t, os.WriteFile(path, []byte(strings.ToUpper(content)), 0o644))
+			must(t, os.Chtimes(path, time.Time{}, before.ModTime()))
+			if !checkBlob(t, s) {
+				t.Error("the blob is gone with the user's file")
+			}
+		})
+	}
+	t.Cleanup(func() {
+		if clones != 1 {
+			t.Errorf("%d clones were made, want 1", clones)
+		}
+	})
+}
+
+func TestImportReservesSpace(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := open(t, store.Config{Root: filepath.Join(dir, "root"), FS: crossDevice{store.OperatingSystem()}})
+	root := filepath.Join(dir, "root")
+	s := open(t, store.Config{Root: root, FS: crowded{store.OperatingSystem()}})
 	writeUserFile(t, s, dir)
-	must(t, importUserFile(s, dir))
-	blob, err := s.Blob(contentDigest())
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(dir, "user.gguf"), []byte("changed afterwards"), 0o644))
-	wantFile(t, blob.Path, content)
-	info, err := os.Stat(blob.Path)
-	must(t, err)
-	if info.Mode().Perm() != 0o444 {
-		t.Errorf("blob has mode %v, want read-only", info.Mode())
+	err := importUserFile(s, dir)
+	if found, ok := reason.As(err); !ok || found.Reason != reason.DiskFull || found.Metadata["bytes_wanted"] != strconv.Itoa(len(content)) || found.Remedy == "" {
+		t.Errorf("got %v, want DISK_FULL with what is wanted", err)
 	}
 }
 
@@ -155,11 +202,20 @@ func TestBlobChangedInPlaceIsAbsent(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change func(t *testing.T, path string)
+		// good is true if the content is what it was.
+		good bool
 	}{
 		{name: "same size", change: func(t *testing.T, path string) {
 			t.Helper()
 			must(t, os.WriteFile(path, []byte(strings.ToUpper(content)), 0o644))
 			must(t, os.Chtimes(path, time.Time{}, time.Now().Add(time.Second)))
+		}},
+		{name: "same size, with its old time", change: func(t *testing.T, path string) {
+			t.Helper()
+			info, err := os.Stat(path)
+			must(t, err)
+			must(t, os.WriteFile(path, []byte(strings.ToUpper(content)), 0o644))
+			must(t, os.Chtimes(path, time.Time{}, info.ModTime()))
 		}},
 		{name: "longer, with its old time", change: func(t *testing.T, path string) {
 			t.Helper()
@@ -167,6 +223,14 @@ func TestBlobChangedInPlaceIsAbsent(t *testing.T) {
 			must(t, err)
 			must(t, os.WriteFile(path, []byte(content+content), 0o644))
 			must(t, os.Chtimes(path, time.Time{}, info.ModTime()))
+		}},
+		{name: "another file with its size and time", change: func(t *testing.T, path string) {
+			t.Helper()
+			info, err := os.Stat(path)
+			must(t, err)
+			must(t, os.WriteFile(path+".new", []byte(strings.ToUpper(content)), 0o644))
+			must(t, os.Chtimes(path+".new", time.Time{}, info.ModTime()))
+			must(t, os.Rename(path+".new", path))
 		}},
 		{name: "replaced by a link", change: func(t *testing.T, path string) {
 			t.Helper()
@@ -177,11 +241,20 @@ func TestBlobChangedInPlaceIsAbsent(t *testing.T) {
 			when := unix.NsecToTimespec(info.ModTime().UnixNano())
 			must(t, unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{when, when}, unix.AT_SYMLINK_NOFOLLOW))
 		}},
-		{name: "without its sidecar", change: func(t *testing.T, path string) {
+		{name: "copied, as from a backup", good: true, change: func(t *testing.T, path string) {
+			t.Helper()
+			must(t, os.Remove(path))
+			must(t, os.WriteFile(path, []byte(content), 0o644))
+		}},
+		{name: "touched", good: true, change: func(t *testing.T, path string) {
+			t.Helper()
+			must(t, os.Chtimes(path, time.Unix(1, 0), time.Unix(1, 0)))
+		}},
+		{name: "without its sidecar", good: true, change: func(t *testing.T, path string) {
 			t.Helper()
 			must(t, os.Remove(path+".json"))
 		}},
-		{name: "with a torn sidecar", change: func(t *testing.T, path string) {
+		{name: "with a torn sidecar", good: true, change: func(t *testing.T, path string) {
 			t.Helper()
 			must(t, os.Truncate(path+".json", 20))
 		}},
@@ -194,34 +267,60 @@ func TestBlobChangedInPlaceIsAbsent(t *testing.T) {
 			blob, err := s.Blob(contentDigest())
 			must(t, err)
 			must(t, errors.Join(os.Chmod(blob.Path, 0o644), os.Chmod(blob.Path+".json", 0o644)))
+			_, err = s.Recover(t.Context(), contentDigest(), nil)
+			must(t, err) // the modes were a change
+			must(t, os.Chmod(blob.Path, 0o644))
 			test.change(t, blob.Path)
-			if _, err := s.Blob(contentDigest()); !errors.Is(err, store.ErrAbsent) {
-				t.Errorf("got %v, want absent", err)
+			if checkBlob(t, s) || checkModel(t, s) {
+				t.Error("the blob or its model is there without another look at its content")
 			}
-			kept, err := os.ReadDir(filepath.Join(s.Root(), "quarantine"))
-			must(t, err)
-			if len(kept) == 0 {
-				t.Error("nothing is in quarantine")
+			_, err = s.Recover(t.Context(), contentDigest(), nil)
+			kept, readErr := os.ReadDir(filepath.Join(s.Root(), "quarantine"))
+			must(t, readErr)
+			if test.good {
+				if info, statErr := os.Stat(blob.Path); err != nil || statErr != nil || info.Mode().Perm() != 0o444 || len(kept) != 0 || !checkBlob(t, s) || !checkModel(t, s) {
+					t.Errorf("Recover: %v, with %d files in quarantine; want the blob and its model", err, len(kept))
+				}
+				return
+			}
+			if !errors.Is(err, store.ErrAbsent) || len(kept) == 0 {
+				t.Errorf("Recover: %v, with %d files in quarantine; want it absent and kept there", err, len(kept))
 			}
 			must(t, commitContent(s, dir))
-			if !checkBlob(t, s) {
+			if !checkBlob(t, s) || !checkModel(t, s) {
 				t.Error("absent after it was made again")
 			}
 		})
 	}
 }
 
-func TestModelOfAChangedBlobIsAbsent(t *testing.T) {
+func TestRecover(t *testing.T) {
 	t.Parallel()
 	s, dir := newStore(t)
-	writeUserFile(t, s, dir)
-	must(t, importUserFile(s, dir))
-	must(t, publishModel(s, dir))
-	path := filepath.Join(dir, "user.gguf")
-	must(t, os.WriteFile(path, []byte(strings.ToUpper(content)), 0o644))
-	must(t, os.Chtimes(path, time.Time{}, time.Now().Add(time.Second)))
-	if checkModel(t, s) {
-		t.Error("the model is there though its file was changed through the user's name")
+	if _, err := s.Recover(t.Context(), contentDigest(), nil); !errors.Is(err, store.ErrAbsent) {
+		t.Errorf("what was never there: %v, want absent", err)
+	}
+	if _, err := s.Recover(t.Context(), "x", nil); !errors.Is(err, store.ErrAbsent) {
+		t.Errorf("what is no digest: %v, want absent", err)
+	}
+	must(t, commitContent(s, dir))
+	blob, err := s.Blob(contentDigest())
+	must(t, err)
+	must(t, os.Remove(blob.Path+".json"))
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("caller left")
+	if _, err := s.Recover(ctx, contentDigest(), func(int64, int64) { cancel(cause) }); !errors.Is(err, cause) && err != nil {
+		t.Errorf("cut off: %v, want %v", err, cause)
+	}
+	cancel(cause)
+	must(t, errors.Join(os.Chmod(blob.Path, 0o600), os.Chmod(blob.Path, 0o444)))
+	if _, err := s.Recover(ctx, contentDigest(), nil); !errors.Is(err, cause) {
+		t.Errorf("cut off before it began: %v, want %v", err, cause)
+	}
+	var done, total int64
+	got, err := s.Recover(t.Context(), contentDigest(), func(d, t int64) { done, total = d, t })
+	if err != nil || got != blob || done != blob.Size || total != blob.Size {
+		t.Errorf("Recover = %v, %v with %d of %d bytes told; want %v", got, err, done, total, blob)
 	}
 }
 

@@ -8,8 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 )
 
 // Engine is one published engine: a read-only directory of files that were hashed before they became visible.
@@ -35,8 +38,8 @@ type engineManifest struct {
 // Fill makes the files of an engine in dir, an empty directory, and returns what is worth knowing about them.
 type Fill func(ctx context.Context, dir string) (labels map[string]string, err error)
 
-// Engine looks up a published engine and checks that no file of it was changed, by size and time. It wraps ErrAbsent when
-// there is none; a damaged one goes to quarantine and is absent.
+// Engine looks up a published engine and checks that no file of it was changed, by the stamps. It wraps ErrAbsent when
+// there is none, and when it was changed.
 func (s *Store) Engine(key string) (Engine, error) {
 	if err := checkKey("engine key", key); err != nil {
 		return Engine{}, err
@@ -48,8 +51,7 @@ func (s *Store) Engine(key string) (Engine, error) {
 			return false, nil
 		}
 		for _, file := range m.Files {
-			want := fingerprint{SizeBytes: file.Size, ModifiedNano: file.ModifiedNano}
-			if same, err := s.unchanged(filepath.Join(dir, filesName, file.Path), want); !same {
+			if same, err := s.unchanged(filepath.Join(dir, filesName, file.Path), file.Stamp); !same {
 				return false, err
 			}
 		}
@@ -62,7 +64,8 @@ func (s *Store) Engine(key string) (Engine, error) {
 }
 
 // PublishEngine returns the engine of key, and calls fill to make it only when it is absent, at most once at a time among
-// all processes. What fill made is hashed, made read-only and durable, and appears at once. A file that is neither
+// all processes. An engine that Engine cannot vouch for is hashed first, and is good if it has what it had. What fill made
+// is hashed, made read-only and durable, and appears at once; what was damaged goes to quarantine then. A file that is neither
 // regular nor a link within the engine is UNTRUSTED_ARTIFACT. An error of fill is returned wrapped; nothing is left then.
 func (s *Store) PublishEngine(ctx context.Context, key string, fill Fill) (Engine, error) {
 	if err := checkKey("engine key", key); err != nil {
@@ -75,6 +78,11 @@ func (s *Store) PublishEngine(ctx context.Context, key string, fill Fill) (Engin
 	defer release()
 	if engine, err := s.Engine(key); err == nil || !errors.Is(err, ErrAbsent) {
 		return engine, err
+	}
+	if recovered, err := s.recoverEngine(ctx, key); err != nil {
+		return Engine{}, endError(ctx, "verify engine "+key, s.path("engines", key), 0, err)
+	} else if recovered {
+		return s.Engine(key)
 	}
 	staged := s.temp()
 	defer func() { _ = s.removeTree(staged) }()
@@ -94,14 +102,37 @@ func (s *Store) PublishEngine(ctx context.Context, key string, fill Fill) (Engin
 	return s.Engine(key)
 }
 
-func (s *Store) sealEngine(ctx context.Context, key, staged string, labels map[string]string) error {
-	dir := filepath.Join(staged, filesName)
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
+// recoverEngine tells whether an engine whose stamps are not those of its manifest has what it had all the same, as after
+// a copy of the store. Its manifest has the new stamps then.
+func (s *Store) recoverEngine(ctx context.Context, key string) (bool, error) {
+	var m engineManifest
+	dir := s.path("engines", key)
+	manifest, err := s.readRecord(filepath.Join(dir, manifestName))
+	if errors.Is(err, ErrAbsent) || errors.Is(err, errTorn) {
+		return false, nil
 	}
-	defer func() { _ = root.Close() }()
-	files, err := sealer{store: s, root: root}.seal(ctx, dir, "")
+	if err != nil {
+		return false, err
+	}
+	if json.Unmarshal(manifest, &m) != nil || m.Key != key {
+		return false, nil
+	}
+	files, err := s.sealTree(ctx, filepath.Join(dir, filesName))
+	if _, refused := reason.As(err); refused || errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil || treeDigest(files) != m.Digest {
+		return false, err
+	}
+	m.Files = files
+	if manifest, err = json.Marshal(m); err != nil {
+		return false, err
+	}
+	return true, s.writeRecord(filepath.Join(dir, manifestName), manifest)
+}
+
+func (s *Store) sealEngine(ctx context.Context, key, staged string, labels map[string]string) error {
+	files, err := s.sealTree(ctx, filepath.Join(staged, filesName))
 	if err != nil {
 		return err
 	}
@@ -112,11 +143,20 @@ func (s *Store) sealEngine(ctx context.Context, key, staged string, labels map[s
 	return s.publishTree(staged, s.path("engines", key), manifest)
 }
 
+func (s *Store) sealTree(ctx context.Context, dir string) ([]TreeFile, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	return sealer{store: s, root: root}.seal(ctx, dir, "")
+}
+
 // treeDigest covers what a tree is, and not when it was made.
 func treeDigest(files []TreeFile) Digest {
 	h := sha256.New()
 	for _, file := range files {
-		_, _ = fmt.Fprintf(h, "%q %o %d %s %q\n", file.Path, file.Mode, file.Size, file.Digest, file.Link)
+		_, _ = fmt.Fprintf(h, "%q %o %d %s %q\n", file.Path, file.Mode, file.SizeBytes, file.Digest, file.Link)
 	}
 	return digestOf(h)
 }

@@ -4,7 +4,6 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -23,9 +22,10 @@ type FS interface {
 	Lstat(path string) (fs.FileInfo, error)
 	Readlink(path string) (string, error)
 	Rename(from, to string) error
-	Link(from, to string) error
-	// LinkOpen makes a second name for the very file that is open, whatever its old name means by now.
-	LinkOpen(file *os.File, to string) error
+	Symlink(target, path string) error
+	// CloneOpen makes a new file with the content that an open file has now, sharing its blocks until either is written
+	// to. An error leaves nothing, and is usual: few file systems can do it, and none of them across two.
+	CloneOpen(file *os.File, to string) error
 	Chmod(path string, mode fs.FileMode) error
 	Remove(path string) error
 	// SyncDir makes the names in a directory durable.
@@ -58,7 +58,7 @@ func (osFS) ReadDir(path string) ([]fs.DirEntry, error)   { return os.ReadDir(pa
 func (osFS) Lstat(path string) (fs.FileInfo, error)       { return os.Lstat(path) }
 func (osFS) Readlink(path string) (string, error)         { return os.Readlink(path) }
 func (osFS) Rename(from, to string) error                 { return os.Rename(from, to) }
-func (osFS) Link(from, to string) error                   { return os.Link(from, to) }
+func (osFS) Symlink(target, path string) error            { return os.Symlink(target, path) }
 func (osFS) Chmod(path string, mode fs.FileMode) error    { return os.Chmod(path, mode) }
 func (osFS) Remove(path string) error                     { return os.Remove(path) }
 
@@ -70,12 +70,16 @@ func (osFS) OpenFile(path string, flag int, mode fs.FileMode) (File, error) {
 	return file, nil
 }
 
-func (osFS) LinkOpen(file *os.File, to string) error {
-	from := fmt.Sprintf("/proc/self/fd/%d", file.Fd())
-	if err := unix.Linkat(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.AT_SYMLINK_FOLLOW); err != nil {
-		return &os.LinkError{Op: "link", Old: file.Name(), New: to, Err: err}
+func (osFS) CloneOpen(file *os.File, to string) error {
+	clone, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
 	}
-	return nil
+	err = unix.IoctlFileClone(int(clone.Fd()), int(file.Fd()))
+	if err != nil {
+		err = errors.Join(&os.LinkError{Op: "clone", Old: file.Name(), New: to, Err: err}, os.Remove(to))
+	}
+	return errors.Join(err, clone.Close())
 }
 
 func (osFS) SyncDir(path string) error {

@@ -7,8 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 )
@@ -33,11 +37,10 @@ type ModelManifest struct {
 type StagedFile struct {
 	ModelFile
 
-	// Path is absolute; all files of a model lie in one directory.
-	Path string `json:"-"`
+	// Path is absolute, a symbolic link to the blob; all files of a model lie in one directory.
+	Path string
 	// Size is in bytes.
-	Size         int64 `json:"size_bytes"`
-	ModifiedNano int64 `json:"modified_unix_nano"`
+	Size int64
 }
 
 // Model is one published model.
@@ -49,37 +52,50 @@ type Model struct {
 }
 
 type modelRecord struct {
-	ID    string       `json:"id"`
-	Files []StagedFile `json:"files"`
+	ID    string      `json:"id"`
+	Files []ModelFile `json:"files"`
 }
 
-// Model looks up a published model and checks that no file of it was changed, by size and time. It wraps ErrAbsent when
-// there is none; a damaged one goes to quarantine and is absent.
+// Model looks up a published model and checks that every file of it is the blob that it was. It wraps ErrAbsent when
+// there is none, and when a blob of it is absent.
 func (s *Store) Model(id string) (Model, error) {
 	if err := checkKey("model id", id); err != nil {
 		return Model{}, err
 	}
 	var record modelRecord
 	dir := s.path("models", id)
-	files := filepath.Join(dir, filesName)
+	model := Model{ID: id, Dir: filepath.Join(dir, filesName)}
 	err := s.loadTree(dir, func(manifest json.RawMessage) (bool, error) {
 		if readable := json.Unmarshal(manifest, &record) == nil; !readable || record.ID != id {
 			return false, nil
 		}
-		for i := range record.Files {
-			file := &record.Files[i]
-			file.Path = filepath.Join(files, file.Name)
-			want := fingerprint{SizeBytes: file.Size, ModifiedNano: file.ModifiedNano}
-			if same, err := s.unchanged(file.Path, want); !same {
+		for _, file := range record.Files {
+			path := filepath.Join(model.Dir, file.Name)
+			blob, err := s.Blob(file.Digest)
+			if err != nil {
 				return false, err
 			}
+			target, err := s.fs.Readlink(path)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EINVAL) { // no link
+				return false, err
+			}
+			if target != s.linkTo(blob) {
+				return false, nil
+			}
+			model.Files = append(model.Files, StagedFile{ModelFile: file, Path: path, Size: blob.Size})
 		}
 		return true, nil
 	})
 	if err != nil {
 		return Model{}, fmt.Errorf("look up model %s: %w", id, err)
 	}
-	return Model{ID: id, Dir: files, Files: record.Files}, nil
+	return model, nil
+}
+
+// linkTo is where a file of a model leads: it stays right when the store is moved. A hard link would be a change of the
+// blob, whose stamp tells changes.
+func (s *Store) linkTo(blob Blob) string {
+	return filepath.Join("..", "..", "..", strings.TrimPrefix(blob.Path, s.root+string(filepath.Separator)))
 }
 
 // PublishModel gives the blobs of a model their names in one directory, which appears at once, and returns it. A model
@@ -95,7 +111,7 @@ func (s *Store) PublishModel(ctx context.Context, manifest ModelManifest) (Model
 	defer release()
 	model, err := s.Model(manifest.ID)
 	if err == nil && !slices.EqualFunc(model.Files, manifest.Files, func(have StagedFile, want ModelFile) bool { return have.ModelFile == want }) {
-		return Model{}, reason.New(reason.Internal, fmt.Sprintf("model %s is in the store with other files", manifest.ID))
+		return Model{}, reason.New(reason.Internal, fmt.Sprintf("model %s is in the store with other files", manifest.ID), reason.Remedy("report it: it is a defect of Roundhouse"))
 	}
 	if err == nil || !errors.Is(err, ErrAbsent) {
 		return model, err
@@ -121,16 +137,10 @@ func (s *Store) stageModel(manifest ModelManifest) error {
 		if err != nil {
 			return err
 		}
-		path := filepath.Join(files, file.Name)
-		if err := s.fs.Link(blob.Path, path); err != nil {
+		if err := s.fs.Symlink(s.linkTo(blob), filepath.Join(files, file.Name)); err != nil {
 			return err
 		}
-		info, err := s.fs.Lstat(path)
-		if err != nil {
-			return err
-		}
-		print := fingerprintOf(info)
-		record.Files = append(record.Files, StagedFile{ModelFile: file, Size: print.SizeBytes, ModifiedNano: print.ModifiedNano})
+		record.Files = append(record.Files, file)
 	}
 	if err := s.fs.SyncDir(files); err != nil {
 		return err
@@ -147,12 +157,13 @@ func checkManifest(manifest ModelManifest) error {
 		return err
 	}
 	if len(manifest.Files) == 0 {
-		return reason.New(reason.InvalidParams, "model "+manifest.ID+" has no files")
+		return reason.New(reason.InvalidParams, "model "+manifest.ID+" has no files", reason.Remedy("name a file"))
 	}
 	names := map[string]bool{}
 	for _, file := range manifest.Files {
 		if file.Name != filepath.Base(file.Name) || !filepath.IsLocal(file.Name) || file.Name == "." || names[file.Name] {
-			return reason.New(reason.InvalidParams, fmt.Sprintf("model %s: %.140q is not a unique plain file name", manifest.ID, file.Name))
+			return reason.New(reason.InvalidParams, fmt.Sprintf("model %s: %.140q is not a unique plain file name", manifest.ID, file.Name),
+				reason.Remedy("name files that have names of their own, without folders"))
 		}
 		names[file.Name] = true
 	}

@@ -98,14 +98,7 @@ func (p *Partial) Write(b []byte) (int, error) {
 // Reserve fails with DISK_FULL when the file system has no room for the partial to grow to totalBytes. It holds nothing:
 // a later Write can still find the disk full.
 func (p *Partial) Reserve(totalBytes int64) error {
-	free, err := p.store.fs.Free(p.dir)
-	if err != nil {
-		return diskError("reserve space", p.dir, totalBytes, err)
-	}
-	if missing := totalBytes - p.offset; missing > free {
-		return diskFull("reserve space", p.dir, missing, nil)
-	}
-	return nil
+	return p.store.reserve(p.dir, totalBytes-p.offset)
 }
 
 // Note returns what SetNote last kept for this content, or nil.

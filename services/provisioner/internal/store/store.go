@@ -4,8 +4,11 @@
 //
 // Nothing is visible before it is whole: a blob, an engine, a model or a record appears by one rename, after its bytes
 // were verified and reached the disk (G12, G20). A crash or a failed disk operation at any point leaves either the old
-// state or the new one, and the same call may simply be repeated. What no longer matches what was published (a torn
-// record, a file changed in place) is moved to quarantine and reported as absent, so that it is made again.
+// state or the new one, and the same call may simply be repeated. What may not be what was published any more (a torn
+// record, a file that was touched) is reported as absent. Whoever makes it again hashes what is there: what is right
+// after all, as in a store that was copied, is taken; what is not is moved to quarantine.
+//
+// Every file is the store's own: none is a name of a file that somebody else may write to.
 //
 // Several processes may use one store: file locks exclude them per blob, partial download, engine, model and work
 // directory. All methods may be called by several goroutines at once. Look-ups take no lock and read a few hundred bytes.
@@ -82,12 +85,13 @@ func (s *Store) makeFolders() error {
 	if _, err := s.fs.Lstat(s.root); errors.Is(err, fs.ErrNotExist) {
 		toSync = append(toSync, filepath.Dir(s.root))
 	}
-	for _, dir := range []string{"blobs/sha256", "engines", "models", "builds", "sources", "prepared", "resolutions", "locks"} {
+	for _, dir := range []string{"blobs/sha256", "engines", "models", "builds", "sources", "locks"} {
 		if err := s.fs.MkdirAll(s.path(dir), dirMode); err != nil {
 			return err
 		}
 	}
-	for _, dir := range []string{"partial", "tmp", "quarantine"} { // unverified content is nobody else's business
+	// Unverified content is nobody else's business, and what was asked for may hold addresses with credentials.
+	for _, dir := range []string{"partial", "tmp", "quarantine", "prepared", "resolutions"} {
 		if err := s.fs.MkdirAll(s.path(dir), secretDirMode); err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/provisioner/internal/store"
@@ -26,14 +27,18 @@ type scenario struct {
 	do      func(s *store.Store, dir string) error
 	// check fails when what do makes is there but not whole; there tells whether it is.
 	check func(t *testing.T, s *store.Store) (there bool)
+	// again is true if what a power cut takes back of it is done again, so that it need not be durable.
+	again bool
 }
 
 func scenarios() []scenario {
 	return []scenario{
 		{name: "commit", do: commitContent, check: checkBlob},
 		{name: "resume and commit", prepare: leavePartial, do: resumeContent, check: checkBlob},
-		{name: "import by link", prepare: writeUserFile, do: importUserFile, check: checkBlob},
+		{name: "import", prepare: writeUserFile, do: importUserFile, check: checkBlob},
+		{name: "recover blob", prepare: leaveTouchedBlob, do: recoverBlob, check: checkBlob, again: true},
 		{name: "engine", do: publishEngine, check: checkEngine},
+		{name: "recover engine", prepare: leaveTouchedEngine, do: publishEngine, check: checkEngine, again: true},
 		{name: "model", prepare: leaveBlob, do: publishModel, check: checkModel},
 		{name: "prepared record", do: func(s *store.Store, _ string) error { return s.PutPrepared("p1", []byte(`{"a":1}`)) }, check: checkPrepared},
 		{name: "resolution", do: func(s *store.Store, _ string) error { return s.PutResolution("main", "abc") }, check: checkResolution},
@@ -67,6 +72,27 @@ func commitContent(s *store.Store, _ string) error {
 func leaveBlob(t *testing.T, s *store.Store, dir string) {
 	t.Helper()
 	must(t, commitContent(s, dir))
+}
+
+func leaveTouchedBlob(t *testing.T, s *store.Store, dir string) {
+	t.Helper()
+	leaveBlob(t, s, dir)
+	blob, err := s.Blob(contentDigest())
+	must(t, err)
+	must(t, os.Chtimes(blob.Path, time.Unix(1, 0), time.Unix(1, 0)))
+}
+
+func recoverBlob(s *store.Store, _ string) error {
+	_, err := s.Recover(context.Background(), contentDigest(), nil)
+	return err
+}
+
+func leaveTouchedEngine(t *testing.T, s *store.Store, dir string) {
+	t.Helper()
+	must(t, publishEngine(s, dir))
+	engine, err := s.Engine("e1")
+	must(t, err)
+	must(t, os.Chtimes(filepath.Join(engine.Dir, "bin", "server"), time.Unix(1, 0), time.Unix(1, 0)))
 }
 
 func leavePartial(t *testing.T, s *store.Store, _ string) {
@@ -251,7 +277,7 @@ func sweepOnce(t *testing.T, sc scenario, n int, cause error) (failed string, er
 	if !sc.check(t, s) {
 		t.Errorf("%s: after a second try there is nothing", failed)
 	}
-	if broken := disk.Broken(); len(broken) > 0 {
+	if broken := disk.Broken(); len(broken) > 0 && !sc.again {
 		t.Errorf("%s: after a second try: %v", failed, broken)
 	}
 	if left, _ := os.ReadDir(filepath.Join(s.Root(), "partial")); len(left) > 0 {

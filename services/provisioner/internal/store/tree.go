@@ -35,13 +35,12 @@ type TreeFile struct {
 	Path string `json:"path"`
 	// Mode has the permission bits.
 	Mode fs.FileMode `json:"mode"`
-	Size int64       `json:"size_bytes"`
 	// Digest is empty for a symbolic link.
 	Digest Digest `json:"digest,omitempty"`
 	// Link is the target of a symbolic link, else empty.
 	Link string `json:"link,omitempty"`
-	// ModifiedNano tells a later look-up that nobody wrote to the file.
-	ModifiedNano int64 `json:"modified_unix_nano"`
+	// Stamp tells a later look-up that nobody wrote to the file.
+	Stamp
 }
 
 // sealer makes the files of one staged tree read-only and durable, and lists them.
@@ -87,23 +86,29 @@ func (t sealer) sealFile(ctx context.Context, full, name string) (TreeFile, erro
 	if err != nil {
 		return TreeFile{}, err
 	}
-	print := fingerprintOf(info)
-	sealed := TreeFile{Path: name, Mode: treeFileMode, Size: print.SizeBytes, ModifiedNano: print.ModifiedNano}
+	sealed := TreeFile{Path: name, Mode: treeFileMode, Stamp: StampOf(info)}
 	switch {
 	case info.Mode()&fs.ModeSymlink != 0:
 		return t.sealLink(full, sealed)
 	case !info.Mode().IsRegular():
 		return TreeFile{}, reason.New(reason.UntrustedArtifact, fmt.Sprintf("engine file %s is neither a file nor a link", name),
-			reason.Meta("entry", name))
+			reason.Meta("entry", name), reason.Remedy(trustRemedy))
 	case info.Mode()&0o100 != 0:
 		sealed.Mode = treeExecMode
 	}
 	if err := t.store.fs.Chmod(full, sealed.Mode); err != nil {
 		return TreeFile{}, err
 	}
-	sealed.Digest, err = t.store.hashDurably(ctx, full)
+	if info, err = t.store.fs.Lstat(full); err != nil { // its mode was a change
+		return TreeFile{}, err
+	}
+	sealed.Stamp = StampOf(info)
+	sealed.Digest, err = t.store.hashDurably(ctx, full, newCounter(ctx, 0, nil))
 	return sealed, err
 }
+
+// trustRemedy is for an engine that has what no engine should have.
+const trustRemedy = "use a package or source that you trust"
 
 // sealLink accepts only a link to something in the tree: what an engine runs and reads must be what was hashed.
 func (t sealer) sealLink(full string, sealed TreeFile) (TreeFile, error) {
@@ -114,19 +119,18 @@ func (t sealer) sealLink(full string, sealed TreeFile) (TreeFile, error) {
 	if _, err := t.root.Stat(sealed.Path); err != nil {
 		return TreeFile{}, reason.New(reason.UntrustedArtifact,
 			fmt.Sprintf("engine file %s is a link to %s, which is not a file of the engine", sealed.Path, target),
-			reason.Meta("entry", sealed.Path), reason.Cause(err))
+			reason.Meta("entry", sealed.Path), reason.Cause(err), reason.Remedy(trustRemedy))
 	}
 	sealed.Mode, sealed.Link = 0o777, target
 	return sealed, nil
 }
 
-// hashDurably returns the digest of a file whose content it has made durable.
-func (s *Store) hashDurably(ctx context.Context, path string) (Digest, error) {
+// hashDurably returns the digest of a file, read through hasher, whose content it has made durable.
+func (s *Store) hashDurably(ctx context.Context, path string, hasher *counter) (Digest, error) {
 	file, err := s.fs.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return "", err
 	}
-	hasher := newCounter(ctx, 0, nil)
 	_, err = io.CopyBuffer(onlyWriter{hasher}, onlyReader{file}, make([]byte, copyChunkBytes))
 	if err == nil {
 		err = file.Sync()
@@ -134,48 +138,43 @@ func (s *Store) hashDurably(ctx context.Context, path string) (Digest, error) {
 	return hasher.digest(), errors.Join(err, file.Close())
 }
 
-// publishTree writes the manifest into staged, makes it durable and renames it to final.
+// publishTree writes the manifest into staged, makes it durable and renames it to final. What is at final, which the caller
+// has found to be no good, goes to quarantine.
 func (s *Store) publishTree(staged, final string, manifest json.RawMessage) error {
 	if err := s.writeRecord(filepath.Join(staged, manifestName), manifest); err != nil {
+		return err
+	}
+	if err := s.quarantine(final); err != nil {
 		return err
 	}
 	return s.appear(staged, final) // G20
 }
 
 // loadTree hands the manifest of the published tree dir to intact, which tells whether the tree still is what the
-// manifest says. A tree without a whole manifest, or one that is not intact, goes to quarantine and is absent.
+// manifest says. A tree without a whole manifest, or one that is not intact, is absent.
 func (s *Store) loadTree(dir string, intact func(manifest json.RawMessage) (bool, error)) error {
-	_, err := s.fs.Lstat(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s: %w", dir, ErrAbsent)
+	manifest, err := s.readRecord(filepath.Join(dir, manifestName))
+	if errors.Is(err, errTorn) {
+		return fmt.Errorf("%s: %w: %w", dir, err, ErrAbsent)
 	}
 	if err != nil {
 		return diskError("look up "+dir, dir, 0, err)
 	}
-	manifest, err := s.readRecord(filepath.Join(dir, manifestName))
-	if err != nil && !errors.Is(err, errTorn) && !errors.Is(err, ErrAbsent) {
+	whole, err := intact(manifest)
+	if err != nil {
 		return diskError("look up "+dir, dir, 0, err)
 	}
-	if err == nil {
-		whole, err := intact(manifest)
-		if err != nil {
-			return diskError("look up "+dir, dir, 0, err)
-		}
-		if whole {
-			return nil
-		}
+	if !whole {
+		return fmt.Errorf("%s was changed: %w", dir, ErrAbsent)
 	}
-	if err := s.quarantine(dir); err != nil {
-		return err
-	}
-	return fmt.Errorf("%s was damaged: %w", dir, ErrAbsent)
+	return nil
 }
 
-// unchanged tells whether the file at path still is what its fingerprint was taken of.
-func (s *Store) unchanged(path string, want fingerprint) (bool, error) {
+// unchanged tells whether the file at path still is what its stamp was taken of.
+func (s *Store) unchanged(path string, want Stamp) (bool, error) {
 	info, err := s.fs.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil && fingerprintOf(info) == want, err
+	return err == nil && StampOf(info) == want, err
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -26,11 +27,11 @@ func TestPublishEngine(t *testing.T) {
 	engine, err := s.PublishEngine(t.Context(), "e1", fillEngine)
 	must(t, err)
 	want := []store.TreeFile{
-		{Path: "bin/lib/lib.so.1", Mode: 0o444, Size: 7, Digest: digestOf("library")},
-		{Path: "bin/lib.so", Mode: 0o777, Size: 12, Link: "lib/lib.so.1"},
-		{Path: "bin/server", Mode: 0o555, Size: 6, Digest: digestOf("engine")},
+		{Path: "bin/lib/lib.so.1", Mode: 0o444, Stamp: store.Stamp{SizeBytes: 7}, Digest: digestOf("library")},
+		{Path: "bin/lib.so", Mode: 0o777, Stamp: store.Stamp{SizeBytes: 12}, Link: "lib/lib.so.1"},
+		{Path: "bin/server", Mode: 0o555, Stamp: store.Stamp{SizeBytes: 6}, Digest: digestOf("engine")},
 	}
-	if diff := cmp.Diff(want, engine.Files, cmpopts.IgnoreFields(store.TreeFile{}, "ModifiedNano")); diff != "" {
+	if diff := cmp.Diff(want, engine.Files, cmpopts.IgnoreFields(store.Stamp{}, "ModifiedNano", "ChangedNano", "Inode")); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 	if engine.Labels["version"] != "7" || engine.Digest == "" {
@@ -121,10 +122,25 @@ func TestDamagedTreeIsAbsent(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			changed := strings.Replace(string(data), `"size_bytes":`, `"size_bytes":1`, 1)
+			changed := strings.Replace(string(data), `"digest":"sha256:`, `"digest":"sha256:0`, 1)
 			return errors.Join(os.Remove(path), os.WriteFile(path, []byte(changed), 0o444))
 		}},
 		{name: "lost file", damage: func(root string) error { return removeFirst(filepath.Join(root, "files")) }},
+		{name: "other content with the old size and time", damage: func(root string) error {
+			path, err := firstFile(filepath.Join(root, "files"))
+			if err != nil {
+				return err
+			}
+			info, err := os.Stat(path)
+			if err != nil {
+				return err
+			}
+			return errors.Join(os.Chmod(path, 0o644), os.WriteFile(path, make([]byte, info.Size()), 0o644), os.Chtimes(path, time.Time{}, info.ModTime()))
+		}},
+		{name: "another link or file", damage: func(root string) error {
+			path, err := firstFile(filepath.Join(root, "files"))
+			return errors.Join(err, os.Remove(path), os.Symlink("/etc/passwd", path))
+		}},
 		{name: "longer file", damage: func(root string) error { return appendToFirst(filepath.Join(root, "files")) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -149,10 +165,35 @@ func TestDamagedTreeIsAbsent(t *testing.T) {
 	}
 }
 
+// A store that was copied or restored has the same files, with other stamps.
+func TestCopiedEngineIsNotMadeAgain(t *testing.T) {
+	t.Parallel()
+	s, dir := newStore(t)
+	must(t, publishEngine(s, dir))
+	made, err := s.Engine("e1")
+	must(t, err)
+	path, err := firstFile(made.Dir)
+	must(t, err)
+	must(t, errors.Join(os.Chmod(path, 0o600), os.Chtimes(path, time.Time{}, time.Unix(1, 0))))
+	if checkEngine(t, s) {
+		t.Error("the engine is there without another look at its content")
+	}
+	again, err := s.PublishEngine(t.Context(), "e1", func(context.Context, string) (map[string]string, error) {
+		return nil, errors.New("it is made again")
+	})
+	must(t, err)
+	if diff := cmp.Diff(made, again, cmpopts.IgnoreFields(store.Stamp{}, "ModifiedNano", "ChangedNano", "Inode")); diff != "" {
+		t.Errorf("engine (-before +after):\n%s", diff)
+	}
+	if !checkEngine(t, s) {
+		t.Error("absent after it was looked at")
+	}
+}
+
 func firstFile(dir string) (string, error) {
 	found := ""
 	err := filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
-		if err == nil && entry.Type().IsRegular() && found == "" {
+		if err == nil && !entry.IsDir() && found == "" {
 			found = path
 		}
 		return err

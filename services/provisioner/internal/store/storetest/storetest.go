@@ -161,24 +161,24 @@ func (d *Disk) Rename(from, to string) error {
 	return nil
 }
 
-// Link is that of store.FS.
-func (d *Disk) Link(from, to string) error {
-	if err := d.step("link", to); err != nil {
+// Symlink is that of store.FS.
+func (d *Disk) Symlink(target, path string) error {
+	if err := d.step("symlink", path); err != nil {
 		return err
 	}
-	if err := d.under.Link(from, to); err != nil {
+	if err := d.under.Symlink(target, path); err != nil {
 		return err
 	}
-	d.named(to)
+	d.named(path)
 	return nil
 }
 
-// LinkOpen is that of store.FS.
-func (d *Disk) LinkOpen(file *os.File, to string) error {
-	if err := d.step("link", to); err != nil {
+// CloneOpen is that of store.FS.
+func (d *Disk) CloneOpen(file *os.File, to string) error {
+	if err := d.step("clone", to); err != nil {
 		return err
 	}
-	if err := d.under.LinkOpen(file, to); err != nil {
+	if err := d.under.CloneOpen(file, to); err != nil {
 		return err
 	}
 	d.named(to)

@@ -9,6 +9,7 @@
 package enginev1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -359,13 +360,16 @@ func (x *PreparedEngine) GetMadeFor() *Consumer {
 	return nil
 }
 
-// Consumer is the replica that asked for a prepared engine.
+// Consumer is who asked for a prepared engine. Consumers are equal if all their fields are.
 type Consumer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The pool's id.
 	PoolId string `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
 	// The replica's id.
-	ReplicaId     string `protobuf:"bytes,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	ReplicaId string `protobuf:"bytes,2,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	// Any text that tells this request from all others, such as a random UUID: several pool managers may ask one
+	// provisioner for pools of the same id. Empty means that there is nothing to tell apart.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -410,6 +414,13 @@ func (x *Consumer) GetPoolId() string {
 func (x *Consumer) GetReplicaId() string {
 	if x != nil {
 		return x.ReplicaId
+	}
+	return ""
+}
+
+func (x *Consumer) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -1409,7 +1420,7 @@ var File_roundhouse_engine_v1_prepared_proto protoreflect.FileDescriptor
 
 const file_roundhouse_engine_v1_prepared_proto_rawDesc = "" +
 	"\n" +
-	"#roundhouse/engine/v1/prepared.proto\x12\x14roundhouse.engine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1froundhouse/engine/v1/spec.proto\"\xd7\x03\n" +
+	"#roundhouse/engine/v1/prepared.proto\x12\x14roundhouse.engine.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1froundhouse/engine/v1/spec.proto\"\xd7\x03\n" +
 	"\x0ePreparedEngine\x12\x1f\n" +
 	"\vprepared_id\x18\x01 \x01(\tR\n" +
 	"preparedId\x12<\n" +
@@ -1420,11 +1431,13 @@ const file_roundhouse_engine_v1_prepared_proto_rawDesc = "" +
 	"\x04spec\x18\x06 \x01(\v2!.roundhouse.engine.v1.PrepareSpecR\x04spec\x12;\n" +
 	"\vprepared_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"preparedAt\x129\n" +
-	"\bmade_for\x18\b \x01(\v2\x1e.roundhouse.engine.v1.ConsumerR\amadeFor\"B\n" +
-	"\bConsumer\x12\x17\n" +
-	"\apool_id\x18\x01 \x01(\tR\x06poolId\x12\x1d\n" +
+	"\bmade_for\x18\b \x01(\v2\x1e.roundhouse.engine.v1.ConsumerR\amadeFor\"\x7f\n" +
+	"\bConsumer\x12!\n" +
+	"\apool_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x06poolId\x12'\n" +
 	"\n" +
-	"replica_id\x18\x02 \x01(\tR\treplicaId\"\xaa\x01\n" +
+	"replica_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\treplicaId\x12'\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\trequestId\"\xaa\x01\n" +
 	"\x0eEngineIdentity\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +

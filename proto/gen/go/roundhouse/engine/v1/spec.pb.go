@@ -429,7 +429,7 @@ func (*SourceBuild_Archive) isSourceBuild_Origin() {}
 // GitRepository is a git repository and what to take of it.
 type GitRepository struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// `https://host/path`, or `file:/absolute/path` below an allowed root.
+	// `https://host/path`, `http://host/path` if the host is loopback, or `file:/absolute/path` below an allowed root.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// A tag, a branch or a full commit id. A branch or tag is resolved each time; only a commit id is certain.
 	Ref           string `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -485,8 +485,9 @@ func (x *GitRepository) GetRef() string {
 type GitBundle struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Reference of the file: `file:/absolute/path`, `https://host/path`, `npm:name@version/path`, `pypi:name==version/path`.
+	// `http:` is accepted in place of `https:` when the host is loopback, as a mirror on this machine is.
 	Uri string `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
-	// sha256 of the bundle, 64 hexadecimal digits. Required for https; checked wherever it is given.
+	// sha256 of the bundle, 64 hexadecimal digits. Required for https and http; checked wherever it is given.
 	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// A tag, a branch or a full commit id in the bundle.
 	Ref           string `protobuf:"bytes,3,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -723,9 +724,11 @@ func (x *ExternalBinary) GetSha256() string {
 type ModelSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Reference of a GGUF file: `file:/absolute/path` below an allowed root, `https://host/path`,
-	// `pypi:name==version/path/in/wheel`, `npm:name@version/path/in/package`.
+	// `pypi:name==version/path/in/wheel`, `npm:name@version/path/in/package`. `http:` is accepted in place of `https:` when
+	// the host is loopback, as a mirror on this machine is. User and password are refused; a query is kept, but shown in no
+	// error and no log.
 	Uri string `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
-	// sha256 of the file, 64 hexadecimal digits. Required for https; checked wherever it is given.
+	// sha256 of the file, 64 hexadecimal digits. Required for https and http; checked wherever it is given.
 	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// The id under which the engine serves the model. Empty means the file's name without its ending.
 	Id            string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`

@@ -296,7 +296,7 @@ type PrepareRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The spec.
 	Spec *v1.PrepareSpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Whom it is for; echoed in the answer. Optional.
+	// Whom it is for; echoed in the answer. Optional, but only a call that names one can be cancelled by CancelPrepare.
 	Consumer      *v1.Consumer `protobuf:"bytes,2,opt,name=consumer,proto3" json:"consumer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -433,6 +433,107 @@ func (*PrepareResponse_Progress) isPrepareResponse_Event() {}
 
 func (*PrepareResponse_Prepared) isPrepareResponse_Event() {}
 
+// CancelPrepareRequest names calls of Prepare.
+type CancelPrepareRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The spec, just as it was given to Prepare.
+	Spec *v1.PrepareSpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	// The consumer, just as it was given to Prepare. It must name a pool, a replica or a request.
+	Consumer      *v1.Consumer `protobuf:"bytes,2,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelPrepareRequest) Reset() {
+	*x = CancelPrepareRequest{}
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelPrepareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelPrepareRequest) ProtoMessage() {}
+
+func (x *CancelPrepareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelPrepareRequest.ProtoReflect.Descriptor instead.
+func (*CancelPrepareRequest) Descriptor() ([]byte, []int) {
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CancelPrepareRequest) GetSpec() *v1.PrepareSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *CancelPrepareRequest) GetConsumer() *v1.Consumer {
+	if x != nil {
+		return x.Consumer
+	}
+	return nil
+}
+
+// CancelPrepareResponse is what was done.
+type CancelPrepareResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// True if the consumer waited for the work, or was the last who had; false if it had no part in any.
+	Cancelled     bool `protobuf:"varint,1,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelPrepareResponse) Reset() {
+	*x = CancelPrepareResponse{}
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelPrepareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelPrepareResponse) ProtoMessage() {}
+
+func (x *CancelPrepareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelPrepareResponse.ProtoReflect.Descriptor instead.
+func (*CancelPrepareResponse) Descriptor() ([]byte, []int) {
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CancelPrepareResponse) GetCancelled() bool {
+	if x != nil {
+		return x.Cancelled
+	}
+	return false
+}
+
 // GetPreparedRequest names one prepared engine.
 type GetPreparedRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -444,7 +545,7 @@ type GetPreparedRequest struct {
 
 func (x *GetPreparedRequest) Reset() {
 	*x = GetPreparedRequest{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[5]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +557,7 @@ func (x *GetPreparedRequest) String() string {
 func (*GetPreparedRequest) ProtoMessage() {}
 
 func (x *GetPreparedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[5]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +570,7 @@ func (x *GetPreparedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreparedRequest.ProtoReflect.Descriptor instead.
 func (*GetPreparedRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{5}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetPreparedRequest) GetPreparedId() string {
@@ -490,7 +591,7 @@ type GetPreparedResponse struct {
 
 func (x *GetPreparedResponse) Reset() {
 	*x = GetPreparedResponse{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[6]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +603,7 @@ func (x *GetPreparedResponse) String() string {
 func (*GetPreparedResponse) ProtoMessage() {}
 
 func (x *GetPreparedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[6]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +616,7 @@ func (x *GetPreparedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPreparedResponse.ProtoReflect.Descriptor instead.
 func (*GetPreparedResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{6}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetPreparedResponse) GetPrepared() *v1.PreparedEngine {
@@ -538,7 +639,7 @@ type ListPreparedRequest struct {
 
 func (x *ListPreparedRequest) Reset() {
 	*x = ListPreparedRequest{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[7]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +651,7 @@ func (x *ListPreparedRequest) String() string {
 func (*ListPreparedRequest) ProtoMessage() {}
 
 func (x *ListPreparedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[7]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +664,7 @@ func (x *ListPreparedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPreparedRequest.ProtoReflect.Descriptor instead.
 func (*ListPreparedRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{7}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListPreparedRequest) GetPageSize() uint32 {
@@ -593,7 +694,7 @@ type ListPreparedResponse struct {
 
 func (x *ListPreparedResponse) Reset() {
 	*x = ListPreparedResponse{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[8]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +706,7 @@ func (x *ListPreparedResponse) String() string {
 func (*ListPreparedResponse) ProtoMessage() {}
 
 func (x *ListPreparedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[8]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +719,7 @@ func (x *ListPreparedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPreparedResponse.ProtoReflect.Descriptor instead.
 func (*ListPreparedResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{8}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListPreparedResponse) GetPrepared() []*v1.PreparedEngine {
@@ -644,7 +745,7 @@ type PreflightRequest struct {
 
 func (x *PreflightRequest) Reset() {
 	*x = PreflightRequest{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[9]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +757,7 @@ func (x *PreflightRequest) String() string {
 func (*PreflightRequest) ProtoMessage() {}
 
 func (x *PreflightRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[9]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +770,7 @@ func (x *PreflightRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreflightRequest.ProtoReflect.Descriptor instead.
 func (*PreflightRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{9}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{11}
 }
 
 // PreflightResponse is what this machine can prepare.
@@ -687,7 +788,7 @@ type PreflightResponse struct {
 
 func (x *PreflightResponse) Reset() {
 	*x = PreflightResponse{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[10]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +800,7 @@ func (x *PreflightResponse) String() string {
 func (*PreflightResponse) ProtoMessage() {}
 
 func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[10]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +813,7 @@ func (x *PreflightResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreflightResponse.ProtoReflect.Descriptor instead.
 func (*PreflightResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{10}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PreflightResponse) GetTools() []*ToolCheck {
@@ -757,7 +858,7 @@ type ToolCheck struct {
 
 func (x *ToolCheck) Reset() {
 	*x = ToolCheck{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[11]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +870,7 @@ func (x *ToolCheck) String() string {
 func (*ToolCheck) ProtoMessage() {}
 
 func (x *ToolCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[11]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +883,7 @@ func (x *ToolCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCheck.ProtoReflect.Descriptor instead.
 func (*ToolCheck) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{11}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ToolCheck) GetName() string {
@@ -844,7 +945,7 @@ type EngineCheck struct {
 
 func (x *EngineCheck) Reset() {
 	*x = EngineCheck{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[12]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +957,7 @@ func (x *EngineCheck) String() string {
 func (*EngineCheck) ProtoMessage() {}
 
 func (x *EngineCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[12]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +970,7 @@ func (x *EngineCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineCheck.ProtoReflect.Descriptor instead.
 func (*EngineCheck) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{12}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EngineCheck) GetKind() string {
@@ -917,7 +1018,7 @@ type StoreCheck struct {
 
 func (x *StoreCheck) Reset() {
 	*x = StoreCheck{}
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[13]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1030,7 @@ func (x *StoreCheck) String() string {
 func (*StoreCheck) ProtoMessage() {}
 
 func (x *StoreCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[13]
+	mi := &file_roundhouse_provisioner_v1_provisioner_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1043,7 @@ func (x *StoreCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreCheck.ProtoReflect.Descriptor instead.
 func (*StoreCheck) Descriptor() ([]byte, []int) {
-	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{13}
+	return file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StoreCheck) GetPath() string {
@@ -998,7 +1099,13 @@ const file_roundhouse_provisioner_v1_provisioner_proto_rawDesc = "" +
 	"\x0fPrepareResponse\x12<\n" +
 	"\bprogress\x18\x01 \x01(\v2\x1e.roundhouse.engine.v1.ProgressH\x00R\bprogress\x12B\n" +
 	"\bprepared\x18\x02 \x01(\v2$.roundhouse.engine.v1.PreparedEngineH\x00R\bpreparedB\a\n" +
-	"\x05event\"S\n" +
+	"\x05event\"\xa0\x02\n" +
+	"\x14CancelPrepareRequest\x12=\n" +
+	"\x04spec\x18\x01 \x01(\v2!.roundhouse.engine.v1.PrepareSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12\xc8\x01\n" +
+	"\bconsumer\x18\x02 \x01(\v2\x1e.roundhouse.engine.v1.ConsumerB\x8b\x01\xbaH\x87\x01\xba\x01\x80\x01\n" +
+	"\x0econsumer.named\x12(must name a pool, a replica or a request\x1aDthis.pool_id != '' || this.replica_id != '' || this.request_id != ''\xc8\x01\x01R\bconsumer\"5\n" +
+	"\x15CancelPrepareResponse\x12\x1c\n" +
+	"\tcancelled\x18\x01 \x01(\bR\tcancelled\"S\n" +
 	"\x12GetPreparedRequest\x12=\n" +
 	"\vprepared_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^sha256:[0-9a-f]{64}$R\n" +
 	"preparedId\"W\n" +
@@ -1044,10 +1151,11 @@ const file_roundhouse_provisioner_v1_provisioner_proto_rawDesc = "" +
 	"\x0fSTEP_KIND_BUILD\x10\x04\x12\x13\n" +
 	"\x0fSTEP_KIND_PROBE\x10\x05\x12\x15\n" +
 	"\x11STEP_KIND_INSPECT\x10\x06\x12\x14\n" +
-	"\x10STEP_KIND_RECORD\x10\a2\x98\x04\n" +
+	"\x10STEP_KIND_RECORD\x10\a2\x8c\x05\n" +
 	"\x12ProvisionerService\x12W\n" +
 	"\x04Plan\x12&.roundhouse.provisioner.v1.PlanRequest\x1a'.roundhouse.provisioner.v1.PlanResponse\x12b\n" +
-	"\aPrepare\x12).roundhouse.provisioner.v1.PrepareRequest\x1a*.roundhouse.provisioner.v1.PrepareResponse0\x01\x12l\n" +
+	"\aPrepare\x12).roundhouse.provisioner.v1.PrepareRequest\x1a*.roundhouse.provisioner.v1.PrepareResponse0\x01\x12r\n" +
+	"\rCancelPrepare\x12/.roundhouse.provisioner.v1.CancelPrepareRequest\x1a0.roundhouse.provisioner.v1.CancelPrepareResponse\x12l\n" +
 	"\vGetPrepared\x12-.roundhouse.provisioner.v1.GetPreparedRequest\x1a..roundhouse.provisioner.v1.GetPreparedResponse\x12o\n" +
 	"\fListPrepared\x12..roundhouse.provisioner.v1.ListPreparedRequest\x1a/.roundhouse.provisioner.v1.ListPreparedResponse\x12f\n" +
 	"\tPreflight\x12+.roundhouse.provisioner.v1.PreflightRequest\x1a,.roundhouse.provisioner.v1.PreflightResponseB\x92\x02\n" +
@@ -1066,61 +1174,67 @@ func file_roundhouse_provisioner_v1_provisioner_proto_rawDescGZIP() []byte {
 }
 
 var file_roundhouse_provisioner_v1_provisioner_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_roundhouse_provisioner_v1_provisioner_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_roundhouse_provisioner_v1_provisioner_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_roundhouse_provisioner_v1_provisioner_proto_goTypes = []any{
-	(StepKind)(0),                // 0: roundhouse.provisioner.v1.StepKind
-	(*PlanRequest)(nil),          // 1: roundhouse.provisioner.v1.PlanRequest
-	(*PlanResponse)(nil),         // 2: roundhouse.provisioner.v1.PlanResponse
-	(*PlannedStep)(nil),          // 3: roundhouse.provisioner.v1.PlannedStep
-	(*PrepareRequest)(nil),       // 4: roundhouse.provisioner.v1.PrepareRequest
-	(*PrepareResponse)(nil),      // 5: roundhouse.provisioner.v1.PrepareResponse
-	(*GetPreparedRequest)(nil),   // 6: roundhouse.provisioner.v1.GetPreparedRequest
-	(*GetPreparedResponse)(nil),  // 7: roundhouse.provisioner.v1.GetPreparedResponse
-	(*ListPreparedRequest)(nil),  // 8: roundhouse.provisioner.v1.ListPreparedRequest
-	(*ListPreparedResponse)(nil), // 9: roundhouse.provisioner.v1.ListPreparedResponse
-	(*PreflightRequest)(nil),     // 10: roundhouse.provisioner.v1.PreflightRequest
-	(*PreflightResponse)(nil),    // 11: roundhouse.provisioner.v1.PreflightResponse
-	(*ToolCheck)(nil),            // 12: roundhouse.provisioner.v1.ToolCheck
-	(*EngineCheck)(nil),          // 13: roundhouse.provisioner.v1.EngineCheck
-	(*StoreCheck)(nil),           // 14: roundhouse.provisioner.v1.StoreCheck
-	(*v1.PrepareSpec)(nil),       // 15: roundhouse.engine.v1.PrepareSpec
-	(*durationpb.Duration)(nil),  // 16: google.protobuf.Duration
-	(*v1.Consumer)(nil),          // 17: roundhouse.engine.v1.Consumer
-	(*v1.Progress)(nil),          // 18: roundhouse.engine.v1.Progress
-	(*v1.PreparedEngine)(nil),    // 19: roundhouse.engine.v1.PreparedEngine
-	(v1.ProvisioningMode)(0),     // 20: roundhouse.engine.v1.ProvisioningMode
+	(StepKind)(0),                 // 0: roundhouse.provisioner.v1.StepKind
+	(*PlanRequest)(nil),           // 1: roundhouse.provisioner.v1.PlanRequest
+	(*PlanResponse)(nil),          // 2: roundhouse.provisioner.v1.PlanResponse
+	(*PlannedStep)(nil),           // 3: roundhouse.provisioner.v1.PlannedStep
+	(*PrepareRequest)(nil),        // 4: roundhouse.provisioner.v1.PrepareRequest
+	(*PrepareResponse)(nil),       // 5: roundhouse.provisioner.v1.PrepareResponse
+	(*CancelPrepareRequest)(nil),  // 6: roundhouse.provisioner.v1.CancelPrepareRequest
+	(*CancelPrepareResponse)(nil), // 7: roundhouse.provisioner.v1.CancelPrepareResponse
+	(*GetPreparedRequest)(nil),    // 8: roundhouse.provisioner.v1.GetPreparedRequest
+	(*GetPreparedResponse)(nil),   // 9: roundhouse.provisioner.v1.GetPreparedResponse
+	(*ListPreparedRequest)(nil),   // 10: roundhouse.provisioner.v1.ListPreparedRequest
+	(*ListPreparedResponse)(nil),  // 11: roundhouse.provisioner.v1.ListPreparedResponse
+	(*PreflightRequest)(nil),      // 12: roundhouse.provisioner.v1.PreflightRequest
+	(*PreflightResponse)(nil),     // 13: roundhouse.provisioner.v1.PreflightResponse
+	(*ToolCheck)(nil),             // 14: roundhouse.provisioner.v1.ToolCheck
+	(*EngineCheck)(nil),           // 15: roundhouse.provisioner.v1.EngineCheck
+	(*StoreCheck)(nil),            // 16: roundhouse.provisioner.v1.StoreCheck
+	(*v1.PrepareSpec)(nil),        // 17: roundhouse.engine.v1.PrepareSpec
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(*v1.Consumer)(nil),           // 19: roundhouse.engine.v1.Consumer
+	(*v1.Progress)(nil),           // 20: roundhouse.engine.v1.Progress
+	(*v1.PreparedEngine)(nil),     // 21: roundhouse.engine.v1.PreparedEngine
+	(v1.ProvisioningMode)(0),      // 22: roundhouse.engine.v1.ProvisioningMode
 }
 var file_roundhouse_provisioner_v1_provisioner_proto_depIdxs = []int32{
-	15, // 0: roundhouse.provisioner.v1.PlanRequest.spec:type_name -> roundhouse.engine.v1.PrepareSpec
+	17, // 0: roundhouse.provisioner.v1.PlanRequest.spec:type_name -> roundhouse.engine.v1.PrepareSpec
 	3,  // 1: roundhouse.provisioner.v1.PlanResponse.steps:type_name -> roundhouse.provisioner.v1.PlannedStep
-	15, // 2: roundhouse.provisioner.v1.PlanResponse.spec:type_name -> roundhouse.engine.v1.PrepareSpec
+	17, // 2: roundhouse.provisioner.v1.PlanResponse.spec:type_name -> roundhouse.engine.v1.PrepareSpec
 	0,  // 3: roundhouse.provisioner.v1.PlannedStep.kind:type_name -> roundhouse.provisioner.v1.StepKind
-	16, // 4: roundhouse.provisioner.v1.PlannedStep.last_duration:type_name -> google.protobuf.Duration
-	15, // 5: roundhouse.provisioner.v1.PrepareRequest.spec:type_name -> roundhouse.engine.v1.PrepareSpec
-	17, // 6: roundhouse.provisioner.v1.PrepareRequest.consumer:type_name -> roundhouse.engine.v1.Consumer
-	18, // 7: roundhouse.provisioner.v1.PrepareResponse.progress:type_name -> roundhouse.engine.v1.Progress
-	19, // 8: roundhouse.provisioner.v1.PrepareResponse.prepared:type_name -> roundhouse.engine.v1.PreparedEngine
-	19, // 9: roundhouse.provisioner.v1.GetPreparedResponse.prepared:type_name -> roundhouse.engine.v1.PreparedEngine
-	19, // 10: roundhouse.provisioner.v1.ListPreparedResponse.prepared:type_name -> roundhouse.engine.v1.PreparedEngine
-	12, // 11: roundhouse.provisioner.v1.PreflightResponse.tools:type_name -> roundhouse.provisioner.v1.ToolCheck
-	13, // 12: roundhouse.provisioner.v1.PreflightResponse.engines:type_name -> roundhouse.provisioner.v1.EngineCheck
-	14, // 13: roundhouse.provisioner.v1.PreflightResponse.store:type_name -> roundhouse.provisioner.v1.StoreCheck
-	20, // 14: roundhouse.provisioner.v1.EngineCheck.mode:type_name -> roundhouse.engine.v1.ProvisioningMode
-	1,  // 15: roundhouse.provisioner.v1.ProvisionerService.Plan:input_type -> roundhouse.provisioner.v1.PlanRequest
-	4,  // 16: roundhouse.provisioner.v1.ProvisionerService.Prepare:input_type -> roundhouse.provisioner.v1.PrepareRequest
-	6,  // 17: roundhouse.provisioner.v1.ProvisionerService.GetPrepared:input_type -> roundhouse.provisioner.v1.GetPreparedRequest
-	8,  // 18: roundhouse.provisioner.v1.ProvisionerService.ListPrepared:input_type -> roundhouse.provisioner.v1.ListPreparedRequest
-	10, // 19: roundhouse.provisioner.v1.ProvisionerService.Preflight:input_type -> roundhouse.provisioner.v1.PreflightRequest
-	2,  // 20: roundhouse.provisioner.v1.ProvisionerService.Plan:output_type -> roundhouse.provisioner.v1.PlanResponse
-	5,  // 21: roundhouse.provisioner.v1.ProvisionerService.Prepare:output_type -> roundhouse.provisioner.v1.PrepareResponse
-	7,  // 22: roundhouse.provisioner.v1.ProvisionerService.GetPrepared:output_type -> roundhouse.provisioner.v1.GetPreparedResponse
-	9,  // 23: roundhouse.provisioner.v1.ProvisionerService.ListPrepared:output_type -> roundhouse.provisioner.v1.ListPreparedResponse
-	11, // 24: roundhouse.provisioner.v1.ProvisionerService.Preflight:output_type -> roundhouse.provisioner.v1.PreflightResponse
-	20, // [20:25] is the sub-list for method output_type
-	15, // [15:20] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	18, // 4: roundhouse.provisioner.v1.PlannedStep.last_duration:type_name -> google.protobuf.Duration
+	17, // 5: roundhouse.provisioner.v1.PrepareRequest.spec:type_name -> roundhouse.engine.v1.PrepareSpec
+	19, // 6: roundhouse.provisioner.v1.PrepareRequest.consumer:type_name -> roundhouse.engine.v1.Consumer
+	20, // 7: roundhouse.provisioner.v1.PrepareResponse.progress:type_name -> roundhouse.engine.v1.Progress
+	21, // 8: roundhouse.provisioner.v1.PrepareResponse.prepared:type_name -> roundhouse.engine.v1.PreparedEngine
+	17, // 9: roundhouse.provisioner.v1.CancelPrepareRequest.spec:type_name -> roundhouse.engine.v1.PrepareSpec
+	19, // 10: roundhouse.provisioner.v1.CancelPrepareRequest.consumer:type_name -> roundhouse.engine.v1.Consumer
+	21, // 11: roundhouse.provisioner.v1.GetPreparedResponse.prepared:type_name -> roundhouse.engine.v1.PreparedEngine
+	21, // 12: roundhouse.provisioner.v1.ListPreparedResponse.prepared:type_name -> roundhouse.engine.v1.PreparedEngine
+	14, // 13: roundhouse.provisioner.v1.PreflightResponse.tools:type_name -> roundhouse.provisioner.v1.ToolCheck
+	15, // 14: roundhouse.provisioner.v1.PreflightResponse.engines:type_name -> roundhouse.provisioner.v1.EngineCheck
+	16, // 15: roundhouse.provisioner.v1.PreflightResponse.store:type_name -> roundhouse.provisioner.v1.StoreCheck
+	22, // 16: roundhouse.provisioner.v1.EngineCheck.mode:type_name -> roundhouse.engine.v1.ProvisioningMode
+	1,  // 17: roundhouse.provisioner.v1.ProvisionerService.Plan:input_type -> roundhouse.provisioner.v1.PlanRequest
+	4,  // 18: roundhouse.provisioner.v1.ProvisionerService.Prepare:input_type -> roundhouse.provisioner.v1.PrepareRequest
+	6,  // 19: roundhouse.provisioner.v1.ProvisionerService.CancelPrepare:input_type -> roundhouse.provisioner.v1.CancelPrepareRequest
+	8,  // 20: roundhouse.provisioner.v1.ProvisionerService.GetPrepared:input_type -> roundhouse.provisioner.v1.GetPreparedRequest
+	10, // 21: roundhouse.provisioner.v1.ProvisionerService.ListPrepared:input_type -> roundhouse.provisioner.v1.ListPreparedRequest
+	12, // 22: roundhouse.provisioner.v1.ProvisionerService.Preflight:input_type -> roundhouse.provisioner.v1.PreflightRequest
+	2,  // 23: roundhouse.provisioner.v1.ProvisionerService.Plan:output_type -> roundhouse.provisioner.v1.PlanResponse
+	5,  // 24: roundhouse.provisioner.v1.ProvisionerService.Prepare:output_type -> roundhouse.provisioner.v1.PrepareResponse
+	7,  // 25: roundhouse.provisioner.v1.ProvisionerService.CancelPrepare:output_type -> roundhouse.provisioner.v1.CancelPrepareResponse
+	9,  // 26: roundhouse.provisioner.v1.ProvisionerService.GetPrepared:output_type -> roundhouse.provisioner.v1.GetPreparedResponse
+	11, // 27: roundhouse.provisioner.v1.ProvisionerService.ListPrepared:output_type -> roundhouse.provisioner.v1.ListPreparedResponse
+	13, // 28: roundhouse.provisioner.v1.ProvisionerService.Preflight:output_type -> roundhouse.provisioner.v1.PreflightResponse
+	23, // [23:29] is the sub-list for method output_type
+	17, // [17:23] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_roundhouse_provisioner_v1_provisioner_proto_init() }
@@ -1139,7 +1253,7 @@ func file_roundhouse_provisioner_v1_provisioner_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roundhouse_provisioner_v1_provisioner_proto_rawDesc), len(file_roundhouse_provisioner_v1_provisioner_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,11 +21,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ProvisionerService_Plan_FullMethodName         = "/roundhouse.provisioner.v1.ProvisionerService/Plan"
-	ProvisionerService_Prepare_FullMethodName      = "/roundhouse.provisioner.v1.ProvisionerService/Prepare"
-	ProvisionerService_GetPrepared_FullMethodName  = "/roundhouse.provisioner.v1.ProvisionerService/GetPrepared"
-	ProvisionerService_ListPrepared_FullMethodName = "/roundhouse.provisioner.v1.ProvisionerService/ListPrepared"
-	ProvisionerService_Preflight_FullMethodName    = "/roundhouse.provisioner.v1.ProvisionerService/Preflight"
+	ProvisionerService_Plan_FullMethodName          = "/roundhouse.provisioner.v1.ProvisionerService/Plan"
+	ProvisionerService_Prepare_FullMethodName       = "/roundhouse.provisioner.v1.ProvisionerService/Prepare"
+	ProvisionerService_CancelPrepare_FullMethodName = "/roundhouse.provisioner.v1.ProvisionerService/CancelPrepare"
+	ProvisionerService_GetPrepared_FullMethodName   = "/roundhouse.provisioner.v1.ProvisionerService/GetPrepared"
+	ProvisionerService_ListPrepared_FullMethodName  = "/roundhouse.provisioner.v1.ProvisionerService/ListPrepared"
+	ProvisionerService_Preflight_FullMethodName     = "/roundhouse.provisioner.v1.ProvisionerService/Preflight"
 )
 
 // ProvisionerServiceClient is the client API for ProvisionerService service.
@@ -42,11 +43,18 @@ type ProvisionerServiceClient interface {
 	//
 	// The same spec asked for twice at once runs once, and the second caller sees the progress so far. A caller that goes
 	// away takes nothing from the others; when the last one has gone and nobody came within the grace (10 s unless
-	// configured), the work is cancelled. What was finished stays, partial downloads and builds go on where they were.
-	// Repeating a call is safe and costs milliseconds when everything is there.
+	// configured), the work is cancelled; CancelPrepare cancels without a grace. What was finished stays, partial downloads
+	// and builds go on where they were. Repeating a call is safe and costs milliseconds when everything is there.
 	// Reasons: INVALID_PARAMS, ENGINE_NOT_FOUND, MODEL_NOT_FOUND, UNTRUSTED_ARTIFACT, DIGEST_MISMATCH, TOOL_MISSING,
 	// BUILD_FAILED, FETCH_FAILED, DISK_FULL, STORAGE_FAILED, CANCELLED, LIMIT_EXCEEDED, SHUTTING_DOWN.
 	Prepare(ctx context.Context, in *PrepareRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PrepareResponse], error)
+	// CancelPrepare lets go of every Prepare of an equal spec for an equal consumer: those calls end with CANCELLED. If
+	// nobody else waits for the work, it is cancelled at once, and the call returns when nothing of it runs any more, no
+	// compiler and no download; what was finished stays. Others who wait for the same work lose nothing.
+	//
+	// It also cancels the work of a consumer that has gone away within the grace. Repeating it is safe; when there is
+	// nothing to cancel it says so. A caller that goes away takes nothing back. Reasons: INVALID_PARAMS.
+	CancelPrepare(ctx context.Context, in *CancelPrepareRequest, opts ...grpc.CallOption) (*CancelPrepareResponse, error)
 	// GetPrepared answers with an engine that was prepared before, if all its files are still there.
 	// Reasons: PREPARED_NOT_FOUND, STORAGE_FAILED.
 	GetPrepared(ctx context.Context, in *GetPreparedRequest, opts ...grpc.CallOption) (*GetPreparedResponse, error)
@@ -94,6 +102,16 @@ func (c *provisionerServiceClient) Prepare(ctx context.Context, in *PrepareReque
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ProvisionerService_PrepareClient = grpc.ServerStreamingClient[PrepareResponse]
 
+func (c *provisionerServiceClient) CancelPrepare(ctx context.Context, in *CancelPrepareRequest, opts ...grpc.CallOption) (*CancelPrepareResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelPrepareResponse)
+	err := c.cc.Invoke(ctx, ProvisionerService_CancelPrepare_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *provisionerServiceClient) GetPrepared(ctx context.Context, in *GetPreparedRequest, opts ...grpc.CallOption) (*GetPreparedResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetPreparedResponse)
@@ -138,11 +156,18 @@ type ProvisionerServiceServer interface {
 	//
 	// The same spec asked for twice at once runs once, and the second caller sees the progress so far. A caller that goes
 	// away takes nothing from the others; when the last one has gone and nobody came within the grace (10 s unless
-	// configured), the work is cancelled. What was finished stays, partial downloads and builds go on where they were.
-	// Repeating a call is safe and costs milliseconds when everything is there.
+	// configured), the work is cancelled; CancelPrepare cancels without a grace. What was finished stays, partial downloads
+	// and builds go on where they were. Repeating a call is safe and costs milliseconds when everything is there.
 	// Reasons: INVALID_PARAMS, ENGINE_NOT_FOUND, MODEL_NOT_FOUND, UNTRUSTED_ARTIFACT, DIGEST_MISMATCH, TOOL_MISSING,
 	// BUILD_FAILED, FETCH_FAILED, DISK_FULL, STORAGE_FAILED, CANCELLED, LIMIT_EXCEEDED, SHUTTING_DOWN.
 	Prepare(*PrepareRequest, grpc.ServerStreamingServer[PrepareResponse]) error
+	// CancelPrepare lets go of every Prepare of an equal spec for an equal consumer: those calls end with CANCELLED. If
+	// nobody else waits for the work, it is cancelled at once, and the call returns when nothing of it runs any more, no
+	// compiler and no download; what was finished stays. Others who wait for the same work lose nothing.
+	//
+	// It also cancels the work of a consumer that has gone away within the grace. Repeating it is safe; when there is
+	// nothing to cancel it says so. A caller that goes away takes nothing back. Reasons: INVALID_PARAMS.
+	CancelPrepare(context.Context, *CancelPrepareRequest) (*CancelPrepareResponse, error)
 	// GetPrepared answers with an engine that was prepared before, if all its files are still there.
 	// Reasons: PREPARED_NOT_FOUND, STORAGE_FAILED.
 	GetPrepared(context.Context, *GetPreparedRequest) (*GetPreparedResponse, error)
@@ -166,6 +191,9 @@ func (UnimplementedProvisionerServiceServer) Plan(context.Context, *PlanRequest)
 }
 func (UnimplementedProvisionerServiceServer) Prepare(*PrepareRequest, grpc.ServerStreamingServer[PrepareResponse]) error {
 	return status.Error(codes.Unimplemented, "method Prepare not implemented")
+}
+func (UnimplementedProvisionerServiceServer) CancelPrepare(context.Context, *CancelPrepareRequest) (*CancelPrepareResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelPrepare not implemented")
 }
 func (UnimplementedProvisionerServiceServer) GetPrepared(context.Context, *GetPreparedRequest) (*GetPreparedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPrepared not implemented")
@@ -225,6 +253,24 @@ func _ProvisionerService_Prepare_Handler(srv interface{}, stream grpc.ServerStre
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ProvisionerService_PrepareServer = grpc.ServerStreamingServer[PrepareResponse]
+
+func _ProvisionerService_CancelPrepare_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelPrepareRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ProvisionerServiceServer).CancelPrepare(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ProvisionerService_CancelPrepare_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ProvisionerServiceServer).CancelPrepare(ctx, req.(*CancelPrepareRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _ProvisionerService_GetPrepared_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetPreparedRequest)
@@ -290,6 +336,10 @@ var ProvisionerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Plan",
 			Handler:    _ProvisionerService_Plan_Handler,
+		},
+		{
+			MethodName: "CancelPrepare",
+			Handler:    _ProvisionerService_CancelPrepare_Handler,
 		},
 		{
 			MethodName: "GetPrepared",
