@@ -56,6 +56,7 @@ func TestPoolManagerIsKilled(t *testing.T) {
 	release := node.Path("release")
 	pool := node.MustPreload(t, node.FakePool(t, "orphan", "--fake-hold", release, "--fake-forks", "2"))
 	stream := harness.NewChat("tiny", 5).Begin(t, pool.GetReplicas()[0].GetEndpoint())
+	watcher := node.Watch(t)
 	node.PoolManager.Kill()
 	engines := node.Engines()
 	if len(engines) != 3 {
@@ -68,6 +69,7 @@ func TestPoolManagerIsKilled(t *testing.T) {
 	node.StartPoolManager(t)
 	node.AssertNothingRuns(t)
 	harness.AwaitEnd(t, engines)
+	watcher.UntilDeleted(t, "orphan") // who watched before the kill learns of it
 	if ids := node.PoolIDs(t); len(ids) != 0 {
 		t.Errorf("pools = %v, want none", ids)
 	}

@@ -109,7 +109,7 @@ func TestWhileDraining(t *testing.T) {
 	harness.Want{Code: codes.Aborted, Reason: reason.PoolBusy}.Check(t, err)
 	writeFile(t, release)
 	for range 2 {
-		if drained := <-ended; drained.Err != nil || drained.Result.GetForced() || drained.Result.GetRequestsCut() != 0 {
+		if drained := harness.Await(t, "the end of the call", ended); drained.Err != nil || drained.Result.GetForced() || drained.Result.GetRequestsCut() != 0 {
 			t.Errorf("drain = %v, %v; want nothing forced", drained.Result, drained.Err)
 		}
 	}

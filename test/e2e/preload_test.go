@@ -45,7 +45,7 @@ func TestEqualPreloadsAreOne(t *testing.T) {
 	writeFile(t, loaded)
 	var first *poolv1.Pool
 	for range 4 {
-		load := <-loads
+		load := harness.Await(t, "the end of a Preload", loads)
 		if load.Err != nil {
 			t.Fatalf("Preload: %v", load.Err)
 		}
@@ -83,7 +83,7 @@ func TestCallerLeaves(t *testing.T) {
 	}()
 	watcher.Until(t, "the engine loads", harness.InPhase(poolv1.LoadPhase_LOAD_PHASE_LOADING))
 	leave()
-	if err := <-ended; reason.Of(err) != reason.Cancelled {
+	if err := harness.Await(t, "the end of the call", ended); reason.Of(err) != reason.Cancelled {
 		t.Errorf("Preload = %v, want the end of the caller's context", err)
 	}
 	writeFile(t, loaded)
@@ -128,7 +128,7 @@ func TestPreloadIsCancelled(t *testing.T) {
 				t.Errorf("cancel: %v", err)
 			}
 			node.AssertNothingRuns(t)
-			harness.Want{Code: codes.Canceled, Reason: reason.Cancelled}.Check(t, <-ended)
+			harness.Want{Code: codes.Canceled, Reason: reason.Cancelled}.Check(t, harness.Await(t, "the end of the call", ended))
 			watcher.UntilDeleted(t, "brief")
 			_, err := node.Pools.GetPool(t.Context(), &poolv1.GetPoolRequest{PoolId: "brief"})
 			harness.Want{Code: codes.NotFound, Reason: reason.PoolNotFound, Field: "pool_id"}.Check(t, err)

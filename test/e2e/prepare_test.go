@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -54,13 +55,13 @@ func TestPrepareTwiceBuildsOnce(t *testing.T) {
 		go func() { ended <- node.Prepare(t.Context(), spec, atGate(reached)) }()
 		return reached
 	}
-	<-prepare()
-	<-prepare()
+	harness.Await(t, "the build waits at its gate", prepare())
+	harness.Await(t, "the build waits at its gate", prepare())
 	if n := built(t, project.BuiltLog); n != 0 {
 		t.Fatalf("the project was built %d times before its gate was opened", n)
 	}
 	writeFile(t, project.Gate)
-	first, second := <-ended, <-ended
+	first, second := harness.Await(t, "the end of a Prepare", ended), harness.Await(t, "the end of a Prepare", ended)
 	if first.Err != nil || second.Err != nil {
 		t.Fatalf("Prepare: %v; %v", first.Err, second.Err)
 	}
@@ -95,9 +96,9 @@ func TestBuildIsAbandoned(t *testing.T) {
 	caller, leave := context.WithCancel(t.Context())
 	ended := make(chan harness.Prepared)
 	go func() { ended <- node.Prepare(caller, spec, atGate(reached)) }()
-	<-reached
+	harness.Await(t, "the build waits at its gate", reached)
 	leave()
-	<-ended
+	harness.Await(t, "the end of the call", ended)
 	testkit.Eventually(t, harness.Patience, "the tools of the build are gone", func() (bool, string) {
 		left := node.Provisioner.Descendants()
 		return len(left) == 0, left.String()
@@ -151,11 +152,11 @@ func TestFetchedOnce(t *testing.T) {
 			})
 		}()
 	}
-	<-joined
-	<-files.Asked
+	harness.Await(t, "the fetch has begun", joined)
+	harness.Await(t, "the file is asked for", files.Asked)
 	release()
 	for range 2 {
-		if prepared := <-ended; prepared.Err != nil {
+		if prepared := harness.Await(t, "the end of the call", ended); prepared.Err != nil {
 			t.Errorf("Prepare: %v", prepared.Err)
 		}
 	}
@@ -183,13 +184,17 @@ func TestPreloadIsCancelledWhilePreparing(t *testing.T) {
 	watcher := node.Watch(t)
 	ended := make(chan error)
 	go func() { ended <- node.Preload(t.Context(), &poolv1.PreloadRequest{Spec: spec}).Err }()
-	<-files.Asked
+	harness.Await(t, "the file is asked for", files.Asked)
+	cancelled := time.Now()
 	if err := cancelPreload(t.Context(), node); err != nil {
 		t.Errorf("CancelPreload: %v", err)
 	}
-	harness.Want{Code: codes.Canceled, Reason: reason.Cancelled}.Check(t, <-ended)
+	harness.Want{Code: codes.Canceled, Reason: reason.Cancelled}.Check(t, harness.Await(t, "the end of the call", ended))
 	watcher.UntilDeleted(t, "brief")
-	<-files.Left
+	harness.Await(t, "the fetch is given up", files.Left)
+	if took := time.Since(cancelled); took > 15*time.Second { // after 30 s it would be given up because nothing comes
+		t.Errorf("the fetch was given up %v after the Preload was cancelled", took)
+	}
 	node.AssertNothingRuns(t)
 	if ids := node.PoolIDs(t); len(ids) != 0 {
 		t.Errorf("pools = %v, want none", ids)
@@ -206,7 +211,7 @@ func TestProvisionerIsKilled(t *testing.T) {
 	spec := node.ProjectEngine(t, project)
 	reached := make(chan struct{}, 1)
 	go func() { _ = node.Prepare(t.Context(), spec, atGate(reached)) }() // its connection ends with the provisioner
-	<-reached
+	harness.Await(t, "the build waits at its gate", reached)
 	tools := node.Provisioner.Descendants()
 	node.Provisioner.Kill()
 	harness.Want{Code: codes.Unavailable, Reason: reason.ProvisionerUnavailable, Metadata: map[string]string{"target": node.ProvisionerAddress()}}.

@@ -199,7 +199,7 @@ func TestPortOfAnotherProcess(t *testing.T) {
 		go func() { ended <- node.Preload(t.Context(), &poolv1.PreloadRequest{Spec: spec}) }()
 		watcher.Until(t, "the engine loads", harness.InPhase(poolv1.LoadPhase_LOAD_PHASE_LOADING))
 		impostor(t, "127.0.0.1:"+strconv.Itoa(port))
-		want(port).Check(t, (<-ended).Err)
+		want(port).Check(t, harness.Await(t, "the end of the call", ended).Err)
 		node.AssertNothingRuns(t)
 	})
 }

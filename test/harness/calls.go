@@ -224,3 +224,17 @@ func drainStream[T any](stream grpc.ServerStreamingClient[T], fn func(*T)) error
 		fn(message)
 	}
 }
+
+// Await returns what comes from a channel, and fails the test if nothing comes for long.
+func Await[T any](tb testing.TB, what string, from <-chan T) T {
+	tb.Helper()
+	timer := time.NewTimer(2 * Patience)
+	defer timer.Stop()
+	select {
+	case got := <-from:
+		return got
+	case <-timer.C:
+		tb.Fatalf("not within %v: %s", 2*Patience, what)
+		panic("unreachable")
+	}
+}

@@ -70,7 +70,7 @@ func (w *Watcher) UntilDeleted(tb testing.TB, id string) {
 
 func (w *Watcher) await(tb testing.TB, what string, condition func(client.Event) bool) client.Event {
 	tb.Helper()
-	timer := time.NewTimer(10 * Patience) // it may be a download that is waited for
+	timer := time.NewTimer(2 * Patience)
 	defer timer.Stop()
 	for seen := 0; ; {
 		events := w.Events()

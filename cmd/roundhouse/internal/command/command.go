@@ -3,16 +3,19 @@
 // Package command is the command line: what can be typed, whom it asks, and the exit code that it ends with.
 //
 // Answers go to standard output, progress and notes to standard error; with -o json the events of a stream are answers
-// too, and an error is one JSON object on standard error. Each command makes its own connections and closes them. A
+// too, every answer is one line, and an error is one JSON object on standard error. A command whose answer could not be
+// written fails. Each command makes its own connections and closes them. A
 // command that is interrupted says whether the work that it had asked for goes on. Nothing is kept between commands.
 package command
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,25 +53,34 @@ func System(version string) Env {
 
 // Main runs the command that args name and answers with its exit code.
 func Main(ctx context.Context, args []string, env Env) int {
-	a := &app{Env: env, output: render.Text}
+	out := newStdout(env.Stdout)
+	a := &app{Env: env, output: render.Text, out: out}
+	a.Stdout = out
 	root := newRoot(a) //nolint:contextcheck // a command gets its context when it runs
 	root.SetArgs(args)
 	root.SetIn(env.Stdin)
-	root.SetOut(env.Stdout)
+	root.SetOut(out)
 	root.SetErr(env.Stderr)
-	err := root.ExecuteContext(ctx)
+	command, err := root.ExecuteContextC(ctx)
+	if err != nil && !isRun(err) {
+		err = usage(command, err)
+		a.output = formatAsked(args)
+	}
+	if lost := out.err(); lost != nil {
+		err = lost
+	}
 	if err == nil {
 		return codeOK
 	}
-	var ran *commandError
-	if !errors.As(err, &ran) {
-		err = usage(err) // found by the parser, before any command ran
-	}
 	code, word := outcome(err)
-	if code != codeOK {
-		_ = render.Failure(env.Stderr, a.output, word, err) // nowhere left to complain
-	}
+	_ = render.Failure(env.Stderr, a.output, word, err) // nowhere left to complain
 	return code
+}
+
+// isRun tells an error of a command that ran from one that the parser found before.
+func isRun(err error) bool {
+	_, ran := errors.AsType[*commandError](err)
+	return ran
 }
 
 // app is what all commands share.
@@ -79,6 +91,7 @@ type app struct {
 	poolManagerTarget string
 	output            render.Format
 	timeout           time.Duration
+	out               *stdout // is Stdout
 }
 
 func newRoot(a *app) *cobra.Command {
@@ -88,18 +101,29 @@ func newRoot(a *app) *cobra.Command {
 		Long: `roundhouse talks to the two services of Roundhouse: the provisioner, which gets or builds engines and stages
 models, and the pool manager, which runs them.
 
-Start with "roundhouse demo". Exit codes: "roundhouse help exit-codes".`,
+Start with "roundhouse demo". Exit codes: "roundhouse help exit-codes".
+
+With -o json standard output has one JSON object a line: one for each event of prepare, preload, drain, watch and logs, one
+in all from any other command. An error is one JSON object on standard error, whatever was wrong. Only the scripts of
+"roundhouse completion" stay as they are.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
-		RunE:          func(command *cobra.Command, _ []string) error { return command.Help() },
 	}
+	showVersion := root.Flags().Bool("version", false, "show the program's version")
+	root.RunE = a.runs(func(context.Context, []string) error {
+		if *showVersion {
+			return a.version()
+		}
+		return root.Help()
+	})
+	a.helpInJSON(root)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.provisionerTarget, "provisioner", a.target(provisionerService()),
 		"`ADDRESS` of the provisioner: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_PROVISIONER]")
 	flags.StringVar(&a.poolManagerTarget, "pool-manager", a.target(poolManagerService()),
 		"`ADDRESS` of the pool manager: unix:///PATH or 127.0.0.1:PORT [$ROUNDHOUSE_POOL_MANAGER]")
-	flags.VarP(&a.output, "output", "o", "how to answer: text or json")
+	flags.VarP(&a.output, "output", "o", "how to answer: text or json, which is one object a line, and one for an error")
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up after `TIME`, such as 30s (0: never)")
 	root.AddGroup(&cobra.Group{ID: groupEngines, Title: "Engines and models:"},
 		&cobra.Group{ID: groupPools, Title: "Pools:"})
@@ -108,6 +132,7 @@ Start with "roundhouse demo". Exit codes: "roundhouse help exit-codes".`,
 		newPreload(a), newCancel(a), newDrain(a), newDelete(a), newWatch(a), newPools(a), newLogs(a),
 		newDemo(a), newVersion(a), newExitCodes(),
 	)
+	complete(root, map[string][]string{"output": {string(render.Text), string(render.JSON)}})
 	return root
 }
 
@@ -133,17 +158,48 @@ func (a *app) runs(body func(ctx context.Context, args []string) error) func(*co
 	}
 }
 
-// untilInterrupted is ctx until the first interrupt, which becomes its cause.
+// untilInterrupted is ctx until the first interrupt or the loss of standard output, which becomes its cause.
 func (a *app) untilInterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() { // ended by the cancel that the caller makes
 		select {
 		case <-a.Interrupts:
 			cancel(errInterrupted)
+		case <-a.out.lost:
+			cancel(errOutput)
 		case <-ctx.Done():
 		}
 	}()
 	return ctx, func() { cancel(context.Canceled) }
+}
+
+// helpInJSON makes the help of root and all below it an answer like others: an object with -o json.
+func (a *app) helpInJSON(root *cobra.Command) {
+	inText := root.HelpFunc()
+	root.SetHelpFunc(func(command *cobra.Command, args []string) {
+		if a.output != render.JSON {
+			inText(command, args)
+			return
+		}
+		var text strings.Builder
+		command.SetOut(&text)
+		inText(command, args)
+		_ = json.NewEncoder(a.Stdout).Encode(help{text.String()}) // Stdout remembers a failure
+	})
+}
+
+// help is a command's help in JSON.
+type help struct {
+	Help string `json:"help"`
+}
+
+// complete offers the values of flags, by the flags' names.
+func complete(command *cobra.Command, values map[string][]string) {
+	for flag, words := range values {
+		if err := command.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+			panic(err) // a flag that is not there: every test finds it
+		}
+	}
 }
 
 // minColumns is the narrowest terminal that bars are drawn on. One that does not tell its width has none.

@@ -5,7 +5,9 @@ package command
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -94,27 +96,33 @@ func reached(ctx context.Context, s service, target string, err error) error {
 	if err == nil || reason.Of(err) != reason.Unspecified || status.Code(err) != codes.Unavailable {
 		return err
 	}
+	if errors.Is(err, fs.ErrPermission) || refuses(ctx, target, os.Geteuid()) {
+		return &exitError{codeUnavailable, "PERMISSION_DENIED", reason.New(reason.ProvisionerUnavailable,
+			fmt.Sprintf("permission denied: the %s at %s serves its owner and root only", s.name, target),
+			reason.Remedy("run this as the user that runs "+s.program+", or as root"))}
+	}
 	return &exitError{codeUnavailable, "UNAVAILABLE", reason.New(reason.ProvisionerUnavailable,
-		"cannot reach the "+s.name+" at "+target, reason.Cause(knock(ctx, target, err)),
+		"cannot reach the "+s.name+" at "+target, reason.Cause(err),
 		reason.Remedy("start "+s.program+", or give its address with "+s.flag+" or $"+s.variable))}
 }
 
 // knockTimeout is long for a socket on the same machine.
 const knockTimeout = time.Second
 
-// knock finds out in few words why nobody answers at target; err says it in many.
-func knock(ctx context.Context, target string, err error) error {
-	address, parseErr := wire.ParseAddress("target", target)
-	if parseErr != nil {
-		return err
+// refuses tells whether a service is there and hangs up on the user uid, who is neither its owner nor root.
+func refuses(ctx context.Context, target string, uid int) bool {
+	address, err := wire.ParseAddress("target", target)
+	if err != nil || address.Network != wire.Unix || uid == 0 {
+		return false
 	}
 	dialer := net.Dialer{Timeout: knockTimeout}
-	conn, dialErr := dialer.DialContext(ctx, string(address.Network), address.Name)
-	if dialErr != nil {
-		return errors.Unwrap(dialErr) // without the address, which is told already
+	conn, err := dialer.DialContext(ctx, string(address.Network), address.Name)
+	if err != nil {
+		return false
 	}
-	_ = conn.Close() // somebody answers after all
-	return err
+	defer func() { _ = conn.Close() }() // only asked whose it is
+	owner, err := ownerOf(conn)
+	return err == nil && owner != uid
 }
 
 // each hands every message of a stream to body, until the stream's end or an error of either.

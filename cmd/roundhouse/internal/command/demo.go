@@ -13,6 +13,7 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/demo"
 	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/render"
+	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/spec"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 )
 
@@ -32,6 +33,7 @@ Ctrl-C at any time clears up as well; the second one kills what is left at once.
 	command.Flags().StringVar(&config.Engine, "engine", "quick", "show the engine `NAME`: quick or source")
 	command.Flags().StringVar(&config.CacheDir, "cache", "", "keep the store in `DIR` (empty: roundhouse/store in the user's cache folder)")
 	command.Flags().BoolVar(&config.KeepFiles, "keep", false, "keep the folder with the logs and the state of both services")
+	complete(command, map[string][]string{"engine": spec.PresetNames()})
 	command.RunE = a.runs(func(ctx context.Context, _ []string) error {
 		prepared, err := a.demoConfig(config)
 		if err != nil {
@@ -69,9 +71,13 @@ func (a *app) demoConfig(config demo.Config) (demo.Config, error) {
 		program = resolved
 	}
 	config.BinDir = filepath.Dir(program)
-	config.Out, config.Style = a.Stdout, style(a.Stdout)
-	if a.output == render.JSON {
+	switch config.Style = style(a.out.to); {
+	case a.output == render.JSON:
 		config.Out, config.Style = io.Discard, render.Plain
+	case config.Style == render.Bars:
+		config.Out = a.out.to // bars want the terminal itself
+	default:
+		config.Out = a.Stdout
 	}
 	return config, nil
 }

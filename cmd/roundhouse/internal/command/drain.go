@@ -94,7 +94,7 @@ func (a *app) drain(ctx context.Context, pools poolv1.PoolManagerServiceClient, 
 // answer gives a call's answer: as it is in JSON, in words otherwise.
 func (a *app) answer(message proto.Message, text string) error {
 	if a.output == render.JSON {
-		return render.Object(a.Stdout, message)
+		return render.Line(a.Stdout, message)
 	}
 	_, err := io.WriteString(a.Stdout, text+"\n")
 	return err

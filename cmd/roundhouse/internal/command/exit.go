@@ -137,11 +137,6 @@ func interrupted() error {
 	return &exitError{codeCancelled, "INTERRUPTED", reason.New(reason.Cancelled, "interrupted")}
 }
 
-// usage is an error of the command line.
-func usage(err error) error {
-	return reason.New(reason.InvalidParams, err.Error(), reason.Remedy(`see "roundhouse help"`))
-}
-
 // newExitCodes is the help topic about exit codes. It runs nothing.
 func newExitCodes() *cobra.Command {
 	return &cobra.Command{Use: "exit-codes", Short: "What each exit code means", Long: exitCodesHelp()}

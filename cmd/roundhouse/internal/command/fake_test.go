@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -129,6 +130,7 @@ func (f *fakeServices) Logs(request *poolv1.LogsRequest, stream grpc.ServerStrea
 // terminal is a person at the command line, with the fake as both services.
 type terminal struct {
 	stdout, stderr *screen
+	out            io.Writer // in place of stdout, if it is not nil
 	stdin          string
 	interrupts     chan os.Signal
 	target         string
@@ -161,9 +163,13 @@ func newTerminal(t *testing.T, fake *fakeServices) *terminal {
 // run types a command and answers with its exit code.
 func (x *terminal) run(t *testing.T, args ...string) int {
 	t.Helper()
+	var out io.Writer = x.stdout
+	if x.out != nil {
+		out = x.out
+	}
 	env := map[string]string{"ROUNDHOUSE_PROVISIONER": x.target, "ROUNDHOUSE_POOL_MANAGER": x.target}
 	return Main(t.Context(), args, Env{
-		Stdin: strings.NewReader(x.stdin), Stdout: x.stdout, Stderr: x.stderr,
+		Stdin: strings.NewReader(x.stdin), Stdout: out, Stderr: x.stderr,
 		Getenv: func(name string) string { return env[name] }, Interrupts: x.interrupts, Version: "1.2.3",
 	})
 }

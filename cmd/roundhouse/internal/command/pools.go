@@ -3,7 +3,9 @@
 package command
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -34,7 +36,7 @@ func newPools(a *app) *cobra.Command {
 					return err
 				}
 				if a.output == render.JSON {
-					return render.Object(a.Stdout, &poolv1.ListPoolsResponse{Pools: all})
+					return render.Line(a.Stdout, &poolv1.ListPoolsResponse{Pools: all})
 				}
 				return render.Pools(a.Stdout, all)
 			}))
@@ -48,7 +50,7 @@ func (a *app) showPool(ctx context.Context, pools poolv1.PoolManagerServiceClien
 		return err
 	}
 	if a.output == render.JSON {
-		return render.Object(a.Stdout, got.GetPool())
+		return render.Line(a.Stdout, got.GetPool())
 	}
 	return render.Pool(a.Stdout, got.GetPool())
 }
@@ -92,29 +94,37 @@ func (a *app) completePools(most int) cobra.CompletionFunc {
 }
 
 func newWatch(a *app) *cobra.Command {
-	return &cobra.Command{
+	resume := ""
+	command := &cobra.Command{
 		Use:   "watch [NAME...]",
 		Short: "Show all pools, or those named, and every change",
-		Long: "Show all pools, or those named, and then every change, until Ctrl-C. When the pool manager goes away it is\n" +
-			"waited for, and nothing is missed.",
+		Long: `Show all pools, or those named, and then every change, until Ctrl-C. When the pool manager goes away it is waited for,
+and nothing is missed.
+
+With -o json each line is one WatchResponse: upsert, deleted, synced, reset or heartbeat. Its resumeToken, given to --resume
+with the same names, goes on behind it; while it is empty there is nothing yet to go on from. At a reset forget all that came
+before.`,
+		Example:           "  roundhouse watch\n  roundhouse watch chat -o json --resume TOKEN",
 		GroupID:           groupPools,
 		ValidArgsFunction: a.completePools(completeAll),
-		RunE: a.runs(func(ctx context.Context, args []string) error {
-			ctx, cancel := a.untilInterrupted(ctx)
-			defer cancel()
-			err := a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
-				// One call that is not waited for tells a wrong address from a manager that comes back.
-				if _, err := pools.ListPools(ctx, &poolv1.ListPoolsRequest{PageSize: 1}); err != nil {
-					return err
-				}
-				return client.Watch(ctx, pools, args, a.showChange)
-			})
-			if errors.Is(err, errInterrupted) || errors.Is(context.Cause(ctx), errInterrupted) {
-				return nil // the way to leave
-			}
-			return a.explained(ctx, err)
-		}),
 	}
+	command.Flags().StringVar(&resume, "resume", "", "go on behind the message that had the resumeToken `TOKEN`")
+	command.RunE = a.runs(func(ctx context.Context, args []string) error {
+		ctx, cancel := a.untilInterrupted(ctx)
+		defer cancel()
+		err := a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
+			// One call that is not waited for tells a wrong address from a manager that comes back.
+			if _, err := pools.ListPools(ctx, &poolv1.ListPoolsRequest{PageSize: 1}); err != nil {
+				return err
+			}
+			return client.Watch(ctx, pools, args, a.showChange, client.ResumeFrom(resume))
+		})
+		if errors.Is(err, errInterrupted) || errors.Is(context.Cause(ctx), errInterrupted) {
+			return nil // the way to leave
+		}
+		return a.explained(ctx, err)
+	})
+	return command
 }
 
 // completeAll is more names than anybody types.
@@ -122,17 +132,23 @@ const completeAll = 1000
 
 // showChange prints one change.
 func (a *app) showChange(event client.Event) error {
+	message := &poolv1.WatchResponse{ResumeToken: event.Token}
 	switch event.Kind {
 	case client.KindUpsert:
-		return render.Upsert(a.Stdout, a.output, time.Now(), event.Pool)
+		message.Event = &poolv1.WatchResponse_Upsert{Upsert: event.Pool}
 	case client.KindDeleted:
-		return render.Deleted(a.Stdout, a.output, time.Now(), event.PoolID)
+		message.Event = &poolv1.WatchResponse_Deleted{Deleted: &poolv1.Deleted{PoolId: event.PoolID}}
 	case client.KindSynced:
-		return render.Synced(a.Stdout, a.output, time.Now())
+		message.Event = &poolv1.WatchResponse_Synced{Synced: &poolv1.Synced{}}
+	case client.KindReset:
+		message.Event = &poolv1.WatchResponse_Reset_{Reset_: &poolv1.Reset{}}
+	case client.KindHeartbeat:
+		message.Event = &poolv1.WatchResponse_Heartbeat{Heartbeat: &poolv1.Heartbeat{}}
 	case client.KindInterrupted:
 		a.note(fmt.Sprintf("interrupted, trying again: %v", event.Err))
+		return nil
 	}
-	return nil
+	return render.Change(a.Stdout, a.output, time.Now(), message)
 }
 
 func newDelete(a *app) *cobra.Command {
@@ -146,19 +162,34 @@ func newDelete(a *app) *cobra.Command {
 			ctx, cancel := a.untilInterrupted(ctx)
 			defer cancel()
 			return a.explained(ctx, a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
-				for _, name := range args {
-					answer, err := pools.DeletePool(ctx, &poolv1.DeletePoolRequest{PoolId: name})
-					if err != nil {
-						return err
-					}
-					if err := a.answer(answer, name+" is deleted"); err != nil {
-						return err
-					}
-				}
-				return nil
+				return a.delete(ctx, pools, args)
 			}))
 		}),
 	}
+}
+
+// delete forgets pools in their order, up to the first that cannot be. It always answers which.
+func (a *app) delete(ctx context.Context, pools poolv1.PoolManagerServiceClient, names []string) error {
+	gone := deleted{Deleted: []string{}}
+	var failure error
+	for _, name := range names {
+		if _, failure = pools.DeletePool(ctx, &poolv1.DeletePoolRequest{PoolId: name}); failure != nil {
+			break
+		}
+		gone.Deleted = append(gone.Deleted, name)
+		if a.output == render.Text {
+			_, _ = fmt.Fprintln(a.Stdout, name+" is deleted") // Stdout remembers a failure
+		}
+	}
+	if a.output == render.JSON {
+		return cmp.Or(failure, json.NewEncoder(a.Stdout).Encode(gone))
+	}
+	return failure
+}
+
+// deleted is the answer of delete in JSON.
+type deleted struct {
+	Deleted []string `json:"deleted"`
 }
 
 func newCancel(a *app) *cobra.Command {

@@ -56,20 +56,27 @@ func TestPools(t *testing.T) {
 	}{
 		{"list", []string{"pools"}, codeOK, "http://127.0.0.1:4312"},
 		{"detail", []string{"pools", "p"}, codeOK, "p-0"},
-		{"detail in JSON", []string{"pools", "p", "-o", "json"}, codeOK, `"poolId": "p"`},
+		{"detail in JSON", []string{"pools", "p", "-o", "json"}, codeOK, `"poolId":"p"`},
 		{"unknown", []string{"pools", "q"}, codeNotFound, "error: POOL_NOT_FOUND: there is no such pool"},
 		{"delete", []string{"delete", "a", "b"}, codeOK, "a is deleted\nb is deleted\n"},
 		{"cancel", []string{"cancel", "p"}, codeOK, "the preload of p is cancelled"},
 		{"cancel what does not load", []string{"cancel", "a"}, codeOK, "a was not loading"},
 		{"no argument", []string{"drain"}, codeUsage, "INVALID_PARAMS"},
 		{"two arguments", []string{"pools", "p", "q"}, codeUsage, "INVALID_PARAMS"},
-		{"unknown flag", []string{"pools", "--all"}, codeUsage, "unknown flag: --all"},
-		{"unknown format", []string{"pools", "-o", "xml"}, codeUsage, "give text or json"},
+		{"unknown flag", []string{"pools", "--all"}, codeUsage, "--all: unknown flag\nremedy: see \"roundhouse pools --help\""},
+		{"unknown format", []string{"pools", "-o", "xml"}, codeUsage, `--output: "xml" is not text or json`},
 		{"unknown command", []string{"pool"}, codeUsage, `unknown command "pool"`},
 		{"address not allowed", []string{"pools", "--pool-manager=10.0.0.1:9200"}, codeUsage, "--pool-manager: host"},
 		{"nobody there", []string{"pools", "--pool-manager=unix:///nonexistent/s.sock"}, codeUnavailable, "cannot reach the pool manager at unix:///nonexistent/s.sock"},
 		{"version", []string{"version"}, codeOK, "roundhouse 1.2.3"},
+		{"version by a flag", []string{"--version"}, codeOK, "roundhouse 1.2.3"},
 		{"completion", []string{"__complete", "drain", ""}, codeOK, "p\tREADY"},
+		{"completion of a format", []string{"__complete", "pools", "-o", ""}, codeOK, "text\njson\n:4"},
+		{"completion of a preset", []string{"__complete", "plan", "--preset", ""}, codeOK, "quick\nsource\n:4"},
+		{"completion of an engine", []string{"__complete", "preload", "--engine", ""}, codeOK, "llamacpp\nxllamacpp\n:4"},
+		{"completion of the demo's engine", []string{"__complete", "demo", "--engine", ""}, codeOK, "quick\nsource\n:4"},
+		{"completion of an accelerator", []string{"__complete", "prepare", "--accelerator", ""}, codeOK, "cpu\n:4"},
+		{"completion of processors", []string{"__complete", "preload", "--cpu-target", ""}, codeOK, "native\nportable\n:4"},
 		{"help topic", []string{"help", "exit-codes"}, codeOK, "POOL_NOT_FOUND"},
 	}
 	for _, test := range tests {
@@ -210,37 +217,6 @@ func TestTimeout(t *testing.T) {
 	if said := x.stderr.String(); !strings.Contains(said, "not done within --timeout 50ms") || !strings.Contains(said, "goes on") {
 		t.Errorf("standard error is %q, want the timeout and that the drain goes on", said)
 	}
-}
-
-func TestWatchShowsChanges(t *testing.T) {
-	t.Parallel()
-	x := newTerminal(t, &fakeServices{
-		list: func(*poolv1.ListPoolsRequest) (*poolv1.ListPoolsResponse, error) {
-			return &poolv1.ListPoolsResponse{}, nil
-		},
-		watch: func(_ *poolv1.WatchRequest, stream grpc.ServerStreamingServer[poolv1.WatchResponse]) error {
-			for _, message := range []*poolv1.WatchResponse{
-				{Event: &poolv1.WatchResponse_Upsert{Upsert: readyPool()}},
-				{Event: &poolv1.WatchResponse_Synced{Synced: &poolv1.Synced{}}},
-				{Event: &poolv1.WatchResponse_Deleted{Deleted: &poolv1.Deleted{PoolId: "p"}}},
-			} {
-				if err := stream.Send(message); err != nil {
-					return err
-				}
-			}
-			return untilGone(stream.Context())
-		},
-	})
-	ended := make(chan int, 1)
-	go func() { ended <- x.run(t, "watch", "-o", "json") }()
-	testkit.Eventually(t, patience, "the deletion is shown", func() (bool, string) {
-		return strings.Contains(x.stdout.String(), `{"deleted":`), x.stdout.String()
-	})
-	x.interrupt()
-	if code := <-ended; code != codeOK {
-		t.Errorf("exit code %d, want %d: %s", code, codeOK, x.stderr)
-	}
-	testkit.Golden(t, "watch.json", []byte(x.stdout.String()))
 }
 
 func TestLogs(t *testing.T) {

@@ -32,6 +32,7 @@ leaves: the preload goes on.`,
 		GroupID: groupPools,
 	}
 	flags.Register(command.Flags())
+	complete(command, spec.Values())
 	command.Flags().BoolVar(&detach, "detach", false, "return as soon as the work has begun")
 	command.RunE = a.runs(func(ctx context.Context, args []string) error {
 		request, err := flags.Preload(a.Stdin, args)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/preflight"
 	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/render"
 	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/spec"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
@@ -42,13 +43,14 @@ func newPlan(a *app) *cobra.Command {
 					return err
 				}
 				if a.output == render.JSON {
-					return render.Object(a.Stdout, plan)
+					return render.Line(a.Stdout, plan)
 				}
 				return render.Plan(a.Stdout, plan)
 			}))
 		}),
 	}
 	flags.Register(command.Flags())
+	complete(command, spec.Values())
 	return command
 }
 
@@ -75,6 +77,7 @@ func newPrepare(a *app) *cobra.Command {
 		}),
 	}
 	flags.Register(command.Flags())
+	complete(command, spec.Values())
 	return command
 }
 
@@ -84,28 +87,30 @@ func (a *app) prepare(ctx context.Context, provisioner provisionerv1.Provisioner
 	if err != nil {
 		return err
 	}
-	if a.output == render.JSON {
-		return each(stream, func(message *provisionerv1.PrepareResponse) error { return render.Line(a.Stdout, message) })
-	}
 	progress := render.NewProgress(render.ProgressConfig{Out: a.Stderr, Style: style(a.Stderr)})
 	defer progress.Close()
 	var prepared *enginev1.PreparedEngine
 	err = each(stream, func(message *provisionerv1.PrepareResponse) error {
 		if message.GetPrepared() != nil {
 			prepared = message.GetPrepared()
-			return nil
+		}
+		if a.output == render.JSON {
+			return render.Line(a.Stdout, message)
 		}
 		progress.Event(message.GetProgress())
 		return nil
 	})
 	progress.Close()
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if prepared == nil {
+	case prepared == nil:
 		return noResult("provisioner")
+	case a.output == render.JSON:
+		return nil
+	default:
+		return render.Prepared(a.Stdout, prepared)
 	}
-	return render.Prepared(a.Stdout, prepared)
 }
 
 func newPrepared(a *app) *cobra.Command {
@@ -130,7 +135,7 @@ func newPrepared(a *app) *cobra.Command {
 					}
 				}
 				if a.output == render.JSON {
-					return render.Object(a.Stdout, all)
+					return render.Line(a.Stdout, all)
 				}
 				return render.PreparedList(a.Stdout, all.GetPrepared())
 			}))
@@ -155,29 +160,14 @@ func newPreflight(a *app) *cobra.Command {
 					return err
 				}
 				if a.output == render.JSON {
-					err = render.Object(a.Stdout, report)
+					err = render.Line(a.Stdout, report)
 				} else {
 					err = render.Preflight(a.Stdout, report)
 				}
-				return cmp.Or(err, verdict(report))
+				return cmp.Or(err, preflight.Machine(report))
 			}))
 		}),
 	}
-}
-
-// verdict is an error if the machine can prepare nothing.
-func verdict(report *provisionerv1.PreflightResponse) error {
-	if problem := report.GetStore().GetProblem(); problem != "" {
-		return reason.New(reason.StorageFailed, "the store cannot be used: "+problem,
-			reason.Remedy("give the provisioner a folder that it can write to"))
-	}
-	for _, engine := range report.GetEngines() {
-		if engine.GetAvailable() {
-			return nil
-		}
-	}
-	return reason.New(reason.ToolMissing, "no engine can be prepared on this machine",
-		reason.Remedy("install what the table calls missing"))
 }
 
 // noResult is a stream that ended well without its result.

@@ -128,28 +128,17 @@ func TestPreparedReadsEveryPage(t *testing.T) {
 	}
 }
 
-func TestPreflightVerdict(t *testing.T) {
+func TestPreflightFails(t *testing.T) {
 	t.Parallel()
-	missing := &provisionerv1.EngineCheck{Kind: "llamacpp", MissingTools: []string{"cmake"}}
-	fine := &provisionerv1.EngineCheck{Kind: "xllamacpp", Available: true}
-	tests := []struct {
-		name   string
-		report *provisionerv1.PreflightResponse
-		want   int
-	}{
-		{"one engine can be had", &provisionerv1.PreflightResponse{Engines: []*provisionerv1.EngineCheck{missing, fine}}, codeOK},
-		{"none can", &provisionerv1.PreflightResponse{Engines: []*provisionerv1.EngineCheck{missing}}, codeLacking},
-		{"the store is broken", &provisionerv1.PreflightResponse{
-			Engines: []*provisionerv1.EngineCheck{fine}, Store: &provisionerv1.StoreCheck{Problem: "read-only"},
-		}, codeFailed},
+	x := newTerminal(t, &fakeServices{preflight: func() (*provisionerv1.PreflightResponse, error) {
+		return &provisionerv1.PreflightResponse{Store: &provisionerv1.StoreCheck{Path: "/s", Problem: "59 MiB free", FreeBytes: 59 << 20}}, nil
+	}})
+	if code := x.run(t, "preflight"); code != codeLacking {
+		t.Errorf("exit code %d, want %d", code, codeLacking)
 	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			x := newTerminal(t, &fakeServices{preflight: func() (*provisionerv1.PreflightResponse, error) { return test.report, nil }})
-			if code := x.run(t, "preflight"); code != test.want {
-				t.Errorf("exit code %d, want %d: %s", code, test.want, x.stderr)
-			}
-		})
+	for _, want := range []string{"59 MiB free", "error: DISK_FULL:", "remedy: free space on the file system of /s"} {
+		if said := x.stdout.String() + x.stderr.String(); !strings.Contains(said, want) {
+			t.Errorf("it says %q, want %q too", said, want)
+		}
 	}
 }

@@ -186,7 +186,7 @@ func parseStat(pid int, stat string) (p process, alive bool) {
 // openSockets names the sockets in the stage's folder, and the endpoints that still answer.
 func (s *stage) openSockets(ctx context.Context) []string {
 	var found []string
-	_ = filepath.WalkDir(s.dir, func(path string, entry fs.DirEntry, err error) error {
+	_ = filepath.WalkDir(s.folder.path, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.Type()&fs.ModeSocket != 0 {
 			found = append(found, "socket "+path)
 		}

@@ -71,7 +71,7 @@ func TestParseStat(t *testing.T) {
 
 func TestOpenSockets(t *testing.T) {
 	t.Parallel()
-	s := &stage{dir: testkit.ShortDir(t)}
+	s := &stage{folder: folder{path: testkit.ShortDir(t)}}
 	config := net.ListenConfig{}
 	unixListener, err := config.Listen(t.Context(), "unix", s.path("x.sock"))
 	if err != nil {
@@ -116,7 +116,7 @@ func TestTempFiles(t *testing.T) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	s := &stage{dir: dir, store: store, storeBefore: map[string]struct{}{"old": {}}}
+	s := &stage{folder: folder{path: dir}, store: store, storeBefore: map[string]struct{}{"old": {}}}
 	want := []string{"file " + filepath.Join(dir, "tmp", "a"), "file " + filepath.Join(store, "tmp", "new")}
 	slices.Sort(want)
 	if diff := cmp.Diff(want, s.tempFiles()); diff != "" {

@@ -3,12 +3,13 @@
 // Package demo shows the whole of Roundhouse once: both daemons are started, a real engine is prepared, started, proven
 // ready, asked, drained and gone, and in the end it is proven that nothing is left behind.
 //
-// Everything but the provisioner's store lies in a fresh folder that is removed. The process makes itself the reaper of
+// Everything but the provisioner's store lies in a fresh folder that is removed, by the next run if this one is killed. The process makes itself the reaper of
 // its descendants, so that whatever the daemons leave behind becomes its child: an empty list of descendants is the proof
 // that no process is left. Only one Run at a time is possible in a process, and nothing else of it may have children then.
 package demo
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -101,21 +102,20 @@ func (d *Demo) Run(ctx, cleanup context.Context) (*Report, error) {
 	if err != nil && ctx.Err() == nil {
 		show.tell("\n%s", stage.logTails())
 	}
+	end := stage.folder.remove
 	if d.config.KeepFiles {
-		show.tell("kept        %s", stage.dir)
-	} else if removeErr := stage.remove(); removeErr != nil && err == nil {
-		err = removeErr
+		show.tell("kept        %s", stage.folder.path)
+		end = stage.folder.keep
 	}
-	if err == nil {
-		err = left.err()
-	}
+	err = cmp.Or(err, end(), left.err())
 	show.epilogue(err, left)
 	return report, err
 }
 
 // stage is the folder of one run and the daemons that run in it.
 type stage struct {
-	dir         string
+	folder      folder
+	swept       []string // folders of killed runs that were removed
 	store       string
 	storeBefore map[string]struct{}
 	provisioner *daemon
@@ -130,12 +130,13 @@ func openStage(store string) (*stage, error) {
 		return nil, reason.New(reason.StorageFailed, "the cache folder cannot be made", reason.Field("--cache"),
 			reason.Remedy("give a folder that can be written: --cache DIR"), reason.Cause(err))
 	}
-	dir, err := os.MkdirTemp(shortTempDir(), "roundhouse-demo-")
+	swept := sweep(shortTempDir())
+	folder, err := newFolder(shortTempDir())
 	if err != nil {
 		return nil, reason.New(reason.StorageFailed, "no temporary folder can be made",
 			reason.Remedy("set TMPDIR to a folder that can be written"), reason.Cause(err))
 	}
-	stage := &stage{dir: dir, store: store, storeBefore: names(filepath.Join(store, "tmp"))}
+	stage := &stage{folder: folder, swept: swept, store: store, storeBefore: names(filepath.Join(store, "tmp"))}
 	if err := os.Mkdir(stage.path("tmp"), 0o700); err != nil {
 		return nil, fmt.Errorf("make temporary folder: %w", err)
 	}
@@ -154,11 +155,4 @@ func shortTempDir() string {
 }
 
 // path is a file of the run.
-func (s *stage) path(name string) string { return filepath.Join(s.dir, name) }
-
-func (s *stage) remove() error {
-	if err := os.RemoveAll(s.dir); err != nil {
-		return fmt.Errorf("remove %s: %w", s.dir, err)
-	}
-	return nil
-}
+func (s *stage) path(name string) string { return filepath.Join(s.folder.path, name) }

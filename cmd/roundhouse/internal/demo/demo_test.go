@@ -134,13 +134,53 @@ func TestKilledDemoLeavesNoDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = show.command.Wait() // killed
-	for _, p := range below {
+	awaitEnd(t, below)
+}
+
+// awaitEnd returns when none of the processes is left.
+func awaitEnd(t *testing.T, processes []process) {
+	t.Helper()
+	for _, p := range processes {
 		testkit.Eventually(t, patience, "the daemon is gone", func() (bool, string) {
 			stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "stat"))
 			_, alive := parseStat(p.pid, string(stat))
 			return err != nil || !alive, string(stat)
 		})
 	}
+}
+
+// What a killed demo leaves, the next one removes; what a demo under way has, it does not.
+func TestKilledDemoIsClearedUpAfter(t *testing.T) {
+	t.Parallel()
+	killed := startHost(t, faultWaits)
+	loads := func(s *shown) {
+		testkit.Eventually(t, patience, "the engine loads", func() (bool, string) {
+			return strings.Contains(s.told(t), "phase     preparing"), s.told(t)
+		})
+	}
+	loads(killed)
+	second := startHostIn(t, killed.temp, faultWaits)
+	loads(second)
+	if strings.Contains(second.told(t), "removed ") {
+		t.Errorf("a demo removed what another uses:\n%s", second.told(t))
+	}
+	below := descendants(killed.command.Process.Pid)
+	if err := killed.command.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = killed.command.Wait() // killed
+	awaitEnd(t, below)
+	third := startHostIn(t, killed.temp, faultNone)
+	if err := third.command.Wait(); err != nil {
+		t.Errorf("the demo failed: %v\n%s", err, third.told(t))
+	}
+	if got := strings.Count(third.told(t), "which a killed demo had left"); got != 1 {
+		t.Errorf("%d folders were removed, want that of the killed demo:\n%s", got, third.told(t))
+	}
+	if err := second.command.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	second.end(t)
 }
 
 func TestNewNamesWhatIsMissing(t *testing.T) {

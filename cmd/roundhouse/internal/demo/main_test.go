@@ -107,7 +107,12 @@ type shown struct {
 // startHost starts a demo in which the fakes have the fault.
 func startHost(t *testing.T, fault string) *shown {
 	t.Helper()
-	temp := testkit.ShortDir(t)
+	return startHostIn(t, testkit.ShortDir(t), fault)
+}
+
+// startHostIn is startHost with a folder for temporary files.
+func startHostIn(t *testing.T, temp, fault string) *shown {
+	t.Helper()
 	s := &shown{temp: temp, stdout: tempFile(t), stderr: tempFile(t)}
 	s.command = exec.CommandContext(t.Context(), filepath.Join(programs(t), hostProgram))
 	s.command.Env = append(os.Environ(), faultVariable+"="+fault, cacheVariable+"="+t.TempDir(), "TMPDIR="+temp,

@@ -73,9 +73,9 @@ func (t Timeline) MarshalJSON() ([]byte, error) {
 	}{ms(t.Services), ms(t.Prepare), ms(t.Start), ms(t.Ready), ms(t.FirstToken), ms(t.Drain), ms(t.Total)})
 }
 
-// WriteJSON writes the report as indented JSON.
+// WriteJSON writes the report as one line of JSON.
 func (r *Report) WriteJSON(w io.Writer) error {
-	text, err := json.MarshalIndent(r, "", "  ")
+	text, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write report as JSON: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/preflight"
 	"github.com/roundhouse-llm/roundhouse/cmd/roundhouse/internal/render"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
@@ -85,6 +86,9 @@ func (s *show) prologue() {
 	s.tell("engine      %s from %s", engine.GetKind(), from)
 	s.tell("model       %s from %s", s.spec.GetModel().GetId(), s.spec.GetModel().GetUri())
 	s.tell("store       %s, kept for the next run", s.config.CacheDir)
+	for _, path := range s.stage.swept {
+		s.tell("removed     %s, which a killed demo had left", path)
+	}
 }
 
 // openServices starts both daemons and returns when both answer.
@@ -99,7 +103,7 @@ func (s *show) openServices(ctx context.Context) (*provisionerClient, error) {
 		return nil, err
 	}
 	s.stage.poolManager, err = s.stage.start(poolManagerProgram, s.daemons.poolManager,
-		"--listen", poolTarget, "--state-dir", s.stage.path("state"),
+		"--listen", poolTarget, "--state-dir", s.stage.path(stateName),
 		"--provisioner", provisionerTarget, "--store-root", s.stage.store)
 	if err != nil {
 		return nil, err
@@ -125,9 +129,8 @@ func (s *show) preflight(ctx context.Context, provisioner *provisionerClient) er
 	if err != nil {
 		return fmt.Errorf("ask what this machine has: %w", err)
 	}
-	if problem := report.GetStore().GetProblem(); problem != "" {
-		return reason.New(reason.StorageFailed, "the store cannot be used: "+problem,
-			reason.Remedy("give another folder with --cache DIR"))
+	if err := preflight.Store(report.GetStore(), "give another folder with --cache DIR"); err != nil {
+		return err
 	}
 	var found []string
 	for _, tool := range report.GetTools() {

@@ -3,8 +3,8 @@
 // Package render shows to a person, or writes for a program, what Roundhouse answers.
 //
 // Text is for people and may change in any release. JSON is the protobuf JSON form of the messages with every default
-// written out: one object a line for streams, one indented object otherwise. The package decides nothing and reads
-// nothing but the clock it is given. A Progress may be used from several goroutines; the rest holds no state.
+// written out, one object a line: one for each event of a stream, one for any other answer. The package decides nothing and
+// reads nothing but the clock it is given. A Progress may be used from several goroutines; the rest holds no state.
 package render
 
 import (
@@ -50,20 +50,6 @@ func Line(w io.Writer, message proto.Message) error {
 		return err
 	}
 	return write(w, append(text, '\n'))
-}
-
-// Object writes message as indented JSON.
-func Object(w io.Writer, message proto.Message) error {
-	text, err := marshal(message)
-	if err != nil {
-		return err
-	}
-	var indented bytes.Buffer
-	if err := json.Indent(&indented, text, "", "  "); err != nil {
-		return fmt.Errorf("indent JSON: %w", err)
-	}
-	indented.WriteByte('\n')
-	return write(w, indented.Bytes())
 }
 
 // marshal is the compact JSON of message; the same message always gives the same bytes.

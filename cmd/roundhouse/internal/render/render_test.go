@@ -74,7 +74,7 @@ func TestGolden(t *testing.T) {
 			return Plan(out, parse(t, planText, &provisionerv1.PlanResponse{}))
 		}},
 		{"plan.json", func(out *bytes.Buffer) error {
-			return Object(out, parse(t, planText, &provisionerv1.PlanResponse{}))
+			return Line(out, parse(t, planText, &provisionerv1.PlanResponse{}))
 		}},
 		{"prepared.txt", func(out *bytes.Buffer) error {
 			return Prepared(out, parse(t, preparedText, &enginev1.PreparedEngine{}))
@@ -110,11 +110,18 @@ func TestGolden(t *testing.T) {
 func writeChanges(t *testing.T, out *bytes.Buffer, format Format) error {
 	t.Helper()
 	at := time.Date(2026, 11, 24, 10, 20, 30, 0, time.UTC)
-	return errors.Join(
-		Upsert(out, format, at, parse(t, poolText, &poolv1.Pool{})),
-		Synced(out, format, at),
-		Deleted(out, format, at.Add(time.Minute), "demo"),
-	)
+	var errs []error
+	for _, message := range []*poolv1.WatchResponse{
+		{Event: &poolv1.WatchResponse_Reset_{Reset_: &poolv1.Reset{}}},
+		{Event: &poolv1.WatchResponse_Upsert{Upsert: parse(t, poolText, &poolv1.Pool{})}},
+		{ResumeToken: "1", Event: &poolv1.WatchResponse_Synced{Synced: &poolv1.Synced{}}},
+		{ResumeToken: "2", Event: &poolv1.WatchResponse_Heartbeat{Heartbeat: &poolv1.Heartbeat{}}},
+		{ResumeToken: "3", Event: &poolv1.WatchResponse_Deleted{Deleted: &poolv1.Deleted{PoolId: "demo"}}},
+	} {
+		errs = append(errs, Change(out, format, at, message))
+		at = at.Add(time.Minute)
+	}
+	return errors.Join(errs...)
 }
 
 func TestLineIsOneLineOfJSON(t *testing.T) {

@@ -3,45 +3,29 @@
 package render
 
 import (
-	"fmt"
 	"io"
 	"time"
 
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
-// Upsert writes the newest snapshot of a pool that is new or has changed, seen at the given time.
-func Upsert(w io.Writer, format Format, at time.Time, pool *poolv1.Pool) error {
+// Change writes one message of a watch, seen at the given time. Text has nothing for a heartbeat.
+func Change(w io.Writer, format Format, at time.Time, message *poolv1.WatchResponse) error {
 	if format == JSON {
-		text, err := marshal(pool)
-		if err != nil {
-			return err
-		}
-		return write(w, fmt.Appendf(nil, "{\"upsert\":%s}\n", text))
+		return Line(w, message)
 	}
-	return changeLine(w, at, PoolLine(pool))
-}
-
-// Deleted writes that a pool is gone.
-func Deleted(w io.Writer, format Format, at time.Time, poolID string) error {
-	if format == JSON {
-		text, err := marshal(&poolv1.Deleted{PoolId: poolID})
-		if err != nil {
-			return err
-		}
-		return write(w, fmt.Appendf(nil, "{\"deleted\":%s}\n", text))
+	var text string
+	switch event := message.GetEvent().(type) {
+	case *poolv1.WatchResponse_Upsert:
+		text = PoolLine(event.Upsert)
+	case *poolv1.WatchResponse_Deleted:
+		text = event.Deleted.GetPoolId() + "  deleted"
+	case *poolv1.WatchResponse_Synced:
+		text = "-- up to date; changes follow"
+	case *poolv1.WatchResponse_Reset_:
+		text = "-- too long ago to go on from there: all is told anew, forget what you had"
+	default:
+		return nil
 	}
-	return changeLine(w, at, poolID+"  deleted")
-}
-
-// Synced writes that everything was told that is there.
-func Synced(w io.Writer, format Format, at time.Time) error {
-	if format == JSON {
-		return write(w, []byte("{\"synced\":{}}\n"))
-	}
-	return changeLine(w, at, "-- up to date; changes follow")
-}
-
-func changeLine(w io.Writer, at time.Time, text string) error {
 	return write(w, []byte(at.Format(time.TimeOnly)+"  "+text+"\n"))
 }

@@ -37,3 +37,13 @@ func enumValue[V any](flag, word string, values map[string]V) (V, error) {
 	}
 	return value, nil
 }
+
+// Values are the values that each of the registered flags takes, for completion; flags that take any are not among them.
+func Values() map[string][]string {
+	return map[string][]string{
+		"preset":      PresetNames(),
+		"engine":      {"llamacpp", "xllamacpp"},
+		"accelerator": slices.Sorted(maps.Keys(accelerators())),
+		"cpu-target":  slices.Sorted(maps.Keys(cpuTargets())),
+	}
+}

@@ -99,16 +99,11 @@ func (e EngineFlags) checkCompanions(source string) error {
 }
 
 func (e EngineFlags) sourceBuild() (*enginev1.SourceBuild, error) {
-	accelerator, err := enumValue("--accelerator", e.Accelerator, map[string]enginev1.Accelerator{
-		"cpu": enginev1.Accelerator_ACCELERATOR_CPU,
-	})
+	accelerator, err := enumValue("--accelerator", e.Accelerator, accelerators())
 	if err != nil {
 		return nil, err
 	}
-	target, err := enumValue("--cpu-target", e.CPUTarget, map[string]enginev1.CpuTarget{
-		"portable": enginev1.CpuTarget_CPU_TARGET_PORTABLE,
-		"native":   enginev1.CpuTarget_CPU_TARGET_NATIVE,
-	})
+	target, err := enumValue("--cpu-target", e.CPUTarget, cpuTargets())
 	if err != nil {
 		return nil, err
 	}
@@ -122,4 +117,17 @@ func (e EngineFlags) sourceBuild() (*enginev1.SourceBuild, error) {
 		build.Origin = &enginev1.SourceBuild_Archive{Archive: &enginev1.SourceArchive{Uri: e.Archive, Sha256: e.SHA256}}
 	}
 	return build, nil
+}
+
+// accelerators are the values of --accelerator.
+func accelerators() map[string]enginev1.Accelerator {
+	return map[string]enginev1.Accelerator{"cpu": enginev1.Accelerator_ACCELERATOR_CPU}
+}
+
+// cpuTargets are the values of --cpu-target.
+func cpuTargets() map[string]enginev1.CpuTarget {
+	return map[string]enginev1.CpuTarget{
+		"portable": enginev1.CpuTarget_CPU_TARGET_PORTABLE,
+		"native":   enginev1.CpuTarget_CPU_TARGET_NATIVE,
+	}
 }

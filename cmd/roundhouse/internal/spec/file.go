@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
+	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 )
 
 // maxFileBytes is far above any honest request and below the services' own limit of 4 MiB.
@@ -54,11 +57,28 @@ func decode(name string, data []byte, message proto.Message) error {
 		text = converted
 	}
 	if err := checkKeys(text, message.ProtoReflect().Descriptor(), ""); err != nil {
-		return err
+		return cmp.Or(mistaken(name, text, message), err)
 	}
 	if err := protojson.Unmarshal(text, message); err != nil {
 		return reason.New(reason.InvalidParams, "does not fit the request: "+withoutPrefix(err), reason.Field(name),
 			reason.Remedy("see the messages and their fields in proto/roundhouse"))
+	}
+	return nil
+}
+
+// mistaken says that a file holds the request of another command than the one that wants message; nil if it does not.
+func mistaken(name string, text []byte, message proto.Message) error {
+	switch message.(type) {
+	case *provisionerv1.PrepareRequest:
+		if checkKeys(text, (&poolv1.PreloadRequest{}).ProtoReflect().Descriptor(), "") == nil {
+			return reason.New(reason.InvalidParams, "holds a preload request", reason.Field(name),
+				reason.Remedy("use `roundhouse preload -f "+name+"`, or give the file only what stands below spec.prepare, as spec"))
+		}
+	case *poolv1.PreloadRequest:
+		if checkKeys(text, (&provisionerv1.PrepareRequest{}).ProtoReflect().Descriptor(), "") == nil {
+			return reason.New(reason.InvalidParams, "holds a prepare request", reason.Field(name),
+				reason.Remedy("use `roundhouse prepare -f "+name+"`, or move what stands below spec to spec.prepare"))
+		}
 	}
 	return nil
 }

@@ -7,8 +7,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 )
 
@@ -70,6 +72,34 @@ func TestDecodeRefuses(t *testing.T) {
 				if !strings.Contains(err.Error(), says) {
 					t.Errorf("decode(%q) = %q, want it to say %q", test.text, err, says)
 				}
+			}
+		})
+	}
+}
+
+func TestDecodeNamesTheOtherCommand(t *testing.T) {
+	t.Parallel()
+	const (
+		pool   = `{"spec": {"poolId": "p", "prepare": {"engine": {"kind": "a"}}}}`
+		engine = "spec: {engine: {kind: a}}"
+	)
+	tests := []struct {
+		name    string
+		text    string
+		message proto.Message
+		says    string
+	}{
+		{"a pool to prepare", pool, &provisionerv1.PrepareRequest{}, "x.json: holds a preload request: use `roundhouse preload -f x.json`"},
+		{"an engine to preload", engine, &poolv1.PreloadRequest{}, "x.json: holds a prepare request: use `roundhouse prepare -f x.json`"},
+		{"neither to prepare", `{"spec": {"poolId": "p", "port": 1, "prot": 2}}`, &provisionerv1.PrepareRequest{}, "spec.poolId: unknown key"},
+		{"neither to preload", `{"spec": {"engine": {"knd": "a"}}}`, &poolv1.PreloadRequest{}, "spec.engine: unknown key"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			err := decode("x.json", []byte(test.text), test.message)
+			if err == nil || !strings.HasPrefix(err.Error(), test.says) {
+				t.Errorf("decode(%q) = %v, want %q", test.text, err, test.says)
 			}
 		})
 	}

@@ -14,6 +14,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,6 +29,13 @@ import (
 // connectLimit is how long a call waits for the connection when it is down: making one on the same machine takes a
 // millisecond or is refused at once.
 const connectLimit = 250 * time.Millisecond
+
+const (
+	// withdrawLimit outlasts what a compiler may take to end before it is killed.
+	withdrawLimit = 15 * time.Second
+	// withdrawPause is longer than a call takes to reach the provisioner on the same machine.
+	withdrawPause = 10 * time.Millisecond
+)
 
 // Client asks one provisioner. Make one with New, and Close it.
 type Client struct {
@@ -46,14 +54,39 @@ func New(target string) (*Client, error) {
 }
 
 // Prepare prepares what spec says for the pool, and reports the work on the way. It returns when that is done, has
-// failed with the provisioner's own reason, or ctx has ended, which withdraws the request.
+// failed with the provisioner's own reason, or ctx has ended. Then the request is withdrawn first: nothing that the
+// provisioner did for it alone, such as a compiler, runs any more when Prepare returns, unless the provisioner takes more
+// than 15 s to end it or cannot be reached. What others ask for goes on, an equal spec for another pool included.
 func (c *Client) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, pool registry.PoolID, report func(*enginev1.Progress)) (*enginev1.PreparedEngine, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	c.connect(ctx)
-	stream, err := c.rpc.Prepare(ctx, &provisionerv1.PrepareRequest{Spec: spec, Consumer: &enginev1.Consumer{PoolId: string(pool)}})
+	request := &provisionerv1.PrepareRequest{Spec: spec, Consumer: &enginev1.Consumer{PoolId: string(pool), RequestId: uuid.NewString()}}
+	calling, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	withdrawn, ended := make(chan struct{}), make(chan struct{})
+	keep := context.AfterFunc(ctx, func() {
+		defer close(withdrawn)
+		c.withdraw(calling, request, ended)
+		hangUp()
+	})
+	prepared, err := c.receive(calling, request, report)
+	close(ended)
+	if !keep() {
+		<-withdrawn
+	}
 	if err != nil {
 		return nil, c.explain(ctx, err)
+	}
+	return prepared, nil
+}
+
+// receive makes the call and returns its result.
+func (c *Client) receive(ctx context.Context, request *provisionerv1.PrepareRequest, report func(*enginev1.Progress)) (*enginev1.PreparedEngine, error) {
+	stream, err := c.rpc.Prepare(ctx, request)
+	if err != nil {
+		return nil, err
 	}
 	for {
 		response, err := stream.Recv()
@@ -62,13 +95,33 @@ func (c *Client) Prepare(ctx context.Context, spec *enginev1.PrepareSpec, pool r
 			return nil, reason.New(reason.Internal, "the provisioner ended without a result",
 				reason.Remedy("look at the provisioner's log, and report it"))
 		case err != nil:
-			return nil, c.explain(ctx, err)
+			return nil, err
 		}
 		if prepared := response.GetPrepared(); prepared != nil {
 			return prepared, nil
 		}
 		if progress := response.GetProgress(); progress != nil { // A later provisioner may know other events.
 			report(progress)
+		}
+	}
+}
+
+// withdraw cancels the call of request and waits until nothing of it runs. A call that the provisioner has not heard of yet
+// is asked for again until it has, or has ended. An error cannot be mended here: hanging up cancels too, only later.
+func (c *Client) withdraw(ctx context.Context, request *provisionerv1.PrepareRequest, ended <-chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, withdrawLimit)
+	defer cancel()
+	for {
+		response, err := c.rpc.CancelPrepare(ctx, &provisionerv1.CancelPrepareRequest{Spec: request.GetSpec(), Consumer: request.GetConsumer()})
+		if err != nil || response.GetCancelled() {
+			return
+		}
+		again := time.NewTimer(withdrawPause)
+		select {
+		case <-ended:
+			again.Stop()
+			return
+		case <-again.C:
 		}
 	}
 }

@@ -31,6 +31,15 @@ type provisioner struct {
 	provisionerv1.UnimplementedProvisionerServiceServer
 	prepare     func(*provisionerv1.PrepareRequest, provisionerv1.ProvisionerService_PrepareServer) error
 	getPrepared func(*provisionerv1.GetPreparedRequest) (*provisionerv1.GetPreparedResponse, error)
+	// cancel is missing if nil, as in an older provisioner.
+	cancel func(*provisionerv1.CancelPrepareRequest) (*provisionerv1.CancelPrepareResponse, error)
+}
+
+func (p *provisioner) CancelPrepare(ctx context.Context, request *provisionerv1.CancelPrepareRequest) (*provisionerv1.CancelPrepareResponse, error) {
+	if p.cancel == nil {
+		return p.UnimplementedProvisionerServiceServer.CancelPrepare(ctx, request)
+	}
+	return p.cancel(request)
 }
 
 func (p *provisioner) Prepare(request *provisionerv1.PrepareRequest, stream provisionerv1.ProvisionerService_PrepareServer) error {
@@ -132,7 +141,7 @@ func TestPrepare(t *testing.T) {
 	want := &enginev1.PreparedEngine{PreparedId: "sha256:1", Model: &enginev1.PreparedModel{Id: "m"}}
 	serve(t, at, &provisioner{prepare: func(request *provisionerv1.PrepareRequest, stream provisionerv1.ProvisionerService_PrepareServer) error {
 		asked := &provisionerv1.PrepareRequest{Spec: validSpec(), Consumer: &enginev1.Consumer{PoolId: "pool"}}
-		if diff := cmp.Diff(asked, request, protocmp.Transform()); diff != "" {
+		if diff := cmp.Diff(asked, request, protocmp.Transform(), protocmp.IgnoreFields(&enginev1.Consumer{}, "request_id")); diff != "" {
 			t.Errorf("request (-want +got):\n%s", diff)
 		}
 		return errors.Join(
@@ -273,6 +282,71 @@ func TestEndOfContextWithdrawsTheRequest(t *testing.T) {
 	}
 	if _, err := newClient(t, at).Prepare(ctx, validSpec(), "pool", ignore); !errors.Is(err, enough) {
 		t.Errorf("Prepare after the end = %v, want the cause", err)
+	}
+}
+
+// Prepare ends after the provisioner has said that nothing of it runs any more, and does not hang up before.
+func TestEndOfContextWaitsForTheWork(t *testing.T) {
+	t.Parallel()
+	at, enough := address(t), errors.New("enough")
+	asked, begun, cut := make(chan *provisionerv1.PrepareRequest, 1), make(chan struct{}), make(chan struct{})
+	calls, gone := 0, false
+	serve(t, at, &provisioner{
+		prepare: func(request *provisionerv1.PrepareRequest, stream provisionerv1.ProvisionerService_PrepareServer) error {
+			asked <- request
+			if err := sendProgress(stream, step("a")); err != nil {
+				return err
+			}
+			close(begun)
+			select {
+			case <-cut:
+				return reason.New(reason.Cancelled, "cancelled")
+			case <-stream.Context().Done():
+				t.Error("the call was hung up")
+				return context.Cause(stream.Context())
+			}
+		},
+		cancel: func(request *provisionerv1.CancelPrepareRequest) (*provisionerv1.CancelPrepareResponse, error) {
+			if calls++; calls < 3 { // the provisioner has not heard of the call yet
+				return &provisionerv1.CancelPrepareResponse{}, nil
+			}
+			was := <-asked
+			want := &provisionerv1.CancelPrepareRequest{Spec: was.GetSpec(), Consumer: was.GetConsumer()}
+			if diff := cmp.Diff(want, request, protocmp.Transform()); diff != "" || request.GetConsumer().GetRequestId() == "" {
+				t.Errorf("request of the cancel (-want +got):\n%s", diff)
+			}
+			close(cut)
+			gone = true
+			return &provisionerv1.CancelPrepareResponse{Cancelled: true}, nil
+		},
+	})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	go func() {
+		<-begun
+		cancel(enough)
+	}()
+	_, err := newClient(t, at).Prepare(ctx, validSpec(), "pool", ignore)
+	if !errors.Is(err, enough) || !gone || calls != 3 {
+		t.Errorf("Prepare = %v after %d cancels, want the cause after the third has done it", err, calls)
+	}
+}
+
+func TestEachRequestHasItsOwnID(t *testing.T) {
+	t.Parallel()
+	at, ids := address(t), map[string]bool{}
+	serve(t, at, &provisioner{prepare: func(request *provisionerv1.PrepareRequest, stream provisionerv1.ProvisionerService_PrepareServer) error {
+		ids[request.GetConsumer().GetRequestId()] = true
+		return sendPrepared(stream, &enginev1.PreparedEngine{PreparedId: "x"})
+	}})
+	c := newClient(t, at)
+	for range 3 {
+		if _, err := c.Prepare(t.Context(), validSpec(), "pool", ignore); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(ids) != 3 || ids[""] {
+		t.Errorf("three requests have the ids %v", ids)
 	}
 }
 

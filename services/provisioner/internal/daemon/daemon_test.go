@@ -5,6 +5,8 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -195,6 +197,8 @@ func TestEndCancelsWork(t *testing.T) {
 	if err := os.WriteFile(engine, []byte("#!/bin/sh\necho $$ > "+asked+".new; mv "+asked+".new "+asked+"; sleep 1000\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	defer silent.Close()
 	socket := filepath.Join(testkit.ShortDir(t), "p.sock")
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -210,7 +214,7 @@ func TestEndCancelsWork(t *testing.T) {
 	defer func() { _ = conn.Close() }()
 	stream, err := provisionerv1.NewProvisionerServiceClient(conn).Prepare(t.Context(), &provisionerv1.PrepareRequest{Spec: &enginev1.PrepareSpec{
 		Engine: &enginev1.EngineSpec{Kind: "llamacpp", Source: &enginev1.EngineSpec_External{External: &enginev1.ExternalBinary{Path: engine}}},
-		Model:  &enginev1.ModelSpec{Uri: "file:" + engine},
+		Model:  &enginev1.ModelSpec{Uri: silent.URL + "/m.gguf", Sha256: strings.Repeat("0", 64)},
 	}}, grpc.WaitForReady(true))
 	if err != nil {
 		t.Fatal(err)
