@@ -49,6 +49,11 @@ func TestBadInput(t *testing.T) {
 			spec := node.FakePool(t, "refused")
 			tt.change(t, b, spec)
 			tt.want.Check(t, node.Preload(t.Context(), &poolv1.PreloadRequest{Spec: spec}).Err)
+			if direct, ok := strings.CutPrefix(tt.want.Field, "spec.prepare."); ok { // the provisioner's own request has no pool around it
+				want := tt.want
+				want.Field = "spec." + direct
+				want.Check(t, node.Prepare(t.Context(), spec.GetPrepare(), nil).Err)
+			}
 			node.AssertNothingRuns(t)
 			if ids := node.PoolIDs(t); len(ids) != 0 {
 				t.Errorf("pools = %v, want none", ids)
@@ -111,22 +116,22 @@ func badEngines() []badSpec {
 		{"unknown engine kind", func(_ *testing.T, _ *bench, spec *poolv1.PoolSpec) {
 			spec.GetPrepare().GetEngine().Kind = "frobnicator"
 		},
-			harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.engine.kind"}},
+			harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.prepare.engine.kind"}},
 		{"a kind that is not got this way", func(_ *testing.T, _ *bench, spec *poolv1.PoolSpec) { spec.GetPrepare().GetEngine().Kind = "xllamacpp" },
-			invalid("spec.engine.source")},
+			invalid("spec.prepare.engine.source")},
 		{"engine of another sha256", func(_ *testing.T, _ *bench, spec *poolv1.PoolSpec) {
 			spec.GetPrepare().GetEngine().GetExternal().Sha256 = strings.Repeat("1", 64)
-		}, mismatch("spec.engine.external.sha256")},
+		}, mismatch("spec.prepare.engine.external.sha256")},
 		{"no such engine", external(func(_ *testing.T, b *bench) string { return b.node.Root + "/none" }),
-			harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.engine.external.path"}},
-		{"engine outside the roots", external(func(*testing.T, *bench) string { return "/bin/true" }), untrusted("spec.engine.external.path")},
+			harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.prepare.engine.external.path"}},
+		{"engine outside the roots", external(func(*testing.T, *bench) string { return "/bin/true" }), untrusted("spec.prepare.engine.external.path")},
 		{"engine outside the roots by way of ..", external(func(_ *testing.T, b *bench) string { return b.node.Root + "/../outside/x" }),
-			untrusted("spec.engine.external.path")},
+			untrusted("spec.prepare.engine.external.path")},
 		{"engine outside the roots by way of a link", external(func(t *testing.T, b *bench) string {
 			t.Helper()
 			return link(t, "/bin/true", filepath.Join(b.node.Root, "true"))
-		}), untrusted("spec.engine.external.path")},
-		{"engine that is a folder", external(func(_ *testing.T, b *bench) string { return b.node.Root }), invalid("spec.engine.external.path")},
+		}), untrusted("spec.prepare.engine.external.path")},
+		{"engine that is a folder", external(func(_ *testing.T, b *bench) string { return b.node.Root }), invalid("spec.prepare.engine.external.path")},
 		{"engine that is no engine", external(func(t *testing.T, b *bench) string {
 			t.Helper()
 			path := b.node.WriteFile(t, "script", []byte("#!/bin/sh\necho hello\n"))
@@ -134,13 +139,13 @@ func badEngines() []badSpec {
 				t.Fatal(err)
 			}
 			return path
-		}), harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.engine"}},
-		{"package whose bytes are others", packaged("other-bytes", strings.Repeat("1", 64)), mismatch("spec.engine.package.sha256")},
+		}), harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.prepare.engine"}},
+		{"package whose bytes are others", packaged("other-bytes", strings.Repeat("1", 64)), mismatch("spec.prepare.engine.package.sha256")},
 		{"package without a file of this sha256", packaged("other-digest", strings.Repeat("2", 64)),
-			harness.Want{Code: codes.DataLoss, Reason: reason.DigestMismatch, Field: "spec.engine.package.sha256"}},
+			harness.Want{Code: codes.DataLoss, Reason: reason.DigestMismatch, Field: "spec.prepare.engine.package.sha256"}},
 		{"package that does not exist", func(_ *testing.T, _ *bench, spec *poolv1.PoolSpec) {
 			spec.GetPrepare().Engine = wheelEngine("no-such-package", strings.Repeat("1", 64))
-		}, harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.engine.package.uri"}},
+		}, harness.Want{Code: codes.NotFound, Reason: reason.EngineNotFound, Field: "spec.prepare.engine.package.uri"}},
 	}
 }
 
@@ -169,7 +174,7 @@ func badModels() []badSpec {
 			return "file:" + b.node.WriteFile(t, name, data)
 		})
 	}
-	missing := harness.Want{Code: codes.NotFound, Reason: reason.ModelNotFound, Field: "spec.model.uri"}
+	missing := harness.Want{Code: codes.NotFound, Reason: reason.ModelNotFound, Field: "spec.prepare.model.uri"}
 	whole := harness.TinyGGUF("cut")
 	return []badSpec{
 		{"no such model", model(func(_ *testing.T, b *bench) string { return "file:" + b.node.Root + "/none.gguf" }), missing},
@@ -181,27 +186,27 @@ func badModels() []badSpec {
 			spec.GetPrepare().Model = &enginev1.ModelSpec{
 				Uri: "file:" + b.node.WriteFile(t, "other.gguf", harness.TinyGGUF("other")), Sha256: strings.Repeat("1", 64),
 			}
-		}, mismatch("spec.model.sha256")},
+		}, mismatch("spec.prepare.model.sha256")},
 		{"model of another sha256 at an address", func(_ *testing.T, b *bench, spec *poolv1.PoolSpec) {
 			spec.GetPrepare().Model = &enginev1.ModelSpec{
 				Uri: b.files.Add("other.gguf", harness.TinyGGUF("elsewhere")), Sha256: strings.Repeat("1", 64),
 			}
-		}, mismatch("spec.model.sha256")},
+		}, mismatch("spec.prepare.model.sha256")},
 		{"model at an address without a sha256", model(func(_ *testing.T, b *bench) string { return b.files.URL + "/files/x.gguf" }),
-			untrusted("spec.model.sha256")},
-		{"model that is a folder", model(func(_ *testing.T, b *bench) string { return "file:" + b.node.Root }), invalid("spec.model.uri")},
-		{"model that is no GGUF file", file("text.gguf", []byte(strings.Repeat("this is no model\n", 100))), invalid("spec.model.uri")},
-		{"model without a byte", file("empty.gguf", nil), invalid("spec.model.uri")},
-		{"model with a cut header", file("cut.gguf", whole[:60]), invalid("spec.model.uri")},
-		{"model with cut weights", file("short.gguf", whole[:len(whole)-1]), invalid("spec.model.uri")},
-		{"model outside the roots", model(func(*testing.T, *bench) string { return "file:/etc/passwd" }), untrusted("spec.model.uri")},
+			untrusted("spec.prepare.model.sha256")},
+		{"model that is a folder", model(func(_ *testing.T, b *bench) string { return "file:" + b.node.Root }), invalid("spec.prepare.model.uri")},
+		{"model that is no GGUF file", file("text.gguf", []byte(strings.Repeat("this is no model\n", 100))), invalid("spec.prepare.model.uri")},
+		{"model without a byte", file("empty.gguf", nil), invalid("spec.prepare.model.uri")},
+		{"model with a cut header", file("cut.gguf", whole[:60]), invalid("spec.prepare.model.uri")},
+		{"model with cut weights", file("short.gguf", whole[:len(whole)-1]), invalid("spec.prepare.model.uri")},
+		{"model outside the roots", model(func(*testing.T, *bench) string { return "file:/etc/passwd" }), untrusted("spec.prepare.model.uri")},
 		{"model outside the roots by way of ..", model(func(_ *testing.T, b *bench) string { return "file:" + b.node.Root + "/../outside/m.gguf" }),
-			untrusted("spec.model.uri")},
+			untrusted("spec.prepare.model.uri")},
 		{"model outside the roots by way of a link", model(func(t *testing.T, b *bench) string {
 			t.Helper()
 			return "file:" + link(t, "/etc/passwd", filepath.Join(b.node.Root, "linked.gguf"))
-		}), untrusted("spec.model.uri")},
-		{"model of an unknown scheme", model(func(*testing.T, *bench) string { return "gopher:hole" }), invalid("spec.model.uri")},
+		}), untrusted("spec.prepare.model.uri")},
+		{"model of an unknown scheme", model(func(*testing.T, *bench) string { return "gopher:hole" }), invalid("spec.prepare.model.uri")},
 	}
 }
 
@@ -212,7 +217,7 @@ func badFlags() []badSpec {
 	} {
 		bad = append(bad, badSpec{"flag " + flags, func(_ *testing.T, _ *bench, spec *poolv1.PoolSpec) {
 			spec.GetPrepare().GetLaunch().Flags = strings.Fields(flags)
-		}, invalid("spec.launch.flags[0]")})
+		}, invalid("spec.prepare.launch.flags[0]")})
 	}
 	return bad
 }
@@ -227,11 +232,11 @@ func badArchives() []badSpec {
 			project := "escape-" + harness.SHA256(data)[:8]
 			b.files.AddWheel(project, "1.0.0", harness.SHA256(data), data)
 			spec.GetPrepare().Engine = wheelEngine(project, harness.SHA256(data))
-		}, untrusted("spec.engine.package.uri")})
+		}, untrusted("spec.prepare.engine.package.uri")})
 		bad = append(bad, badSpec{"source archive with " + name, func(t *testing.T, b *bench, spec *poolv1.PoolSpec) {
 			t.Helper()
 			spec.GetPrepare().Engine = b.node.ProjectEngine(t, harness.Project{Hostile: []string{name}}).GetEngine()
-		}, untrusted("spec.engine.source_build.archive.uri")})
+		}, untrusted("spec.prepare.engine.source_build.archive.uri")})
 	}
 	return bad
 }

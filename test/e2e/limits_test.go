@@ -62,8 +62,8 @@ func TestErrorOnTheWire(t *testing.T) {
 	if info.GetReason() != "INVALID_PARAMS" || info.GetDomain() != "roundhouse" {
 		t.Errorf("ErrorInfo = %v, want INVALID_PARAMS of roundhouse", info)
 	}
-	if violations := bad.GetFieldViolations(); len(violations) != 1 || violations[0].GetField() != "spec.launch.flags[0]" {
-		t.Errorf("BadRequest = %v, want the field spec.launch.flags[0]", bad)
+	if violations := bad.GetFieldViolations(); len(violations) != 1 || violations[0].GetField() != "spec.prepare.launch.flags[0]" {
+		t.Errorf("BadRequest = %v, want the field spec.prepare.launch.flags[0]", bad)
 	}
 	if !strings.Contains(failed.Message(), "--port") {
 		t.Errorf("message = %q, want one that names the flag", failed.Message())

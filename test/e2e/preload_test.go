@@ -101,16 +101,13 @@ func TestPreloadIsCancelled(t *testing.T) {
 		name   string
 		flags  []string
 		cancel func(context.Context, *harness.Node) error
+		stays  bool // as a pool that is STOPPED
 	}{
 		{name: "by CancelPreload", cancel: cancelPreload},
 		{name: "by CancelPreload, an engine that ignores TERM and has children",
 			flags: []string{"--fake-behave", "deaf", "--fake-forks", "2"}, cancel: cancelPreload},
-		{name: "by Drain", cancel: func(ctx context.Context, node *harness.Node) error {
-			err := node.Drain(ctx, &poolv1.DrainRequest{PoolId: "brief"}).Err
-			if reason.Of(err) == reason.PoolNotFound {
-				return nil // the pool is gone with its load
-			}
-			return err
+		{name: "by Drain", stays: true, cancel: func(ctx context.Context, node *harness.Node) error {
+			return node.Drain(ctx, &poolv1.DrainRequest{PoolId: "brief"}).Err
 		}},
 	}
 	for _, tt := range tests {
@@ -129,6 +126,10 @@ func TestPreloadIsCancelled(t *testing.T) {
 			}
 			node.AssertNothingRuns(t)
 			harness.Want{Code: codes.Canceled, Reason: reason.Cancelled}.Check(t, harness.Await(t, "the end of the call", ended))
+			if tt.stays {
+				watcher.Until(t, "the pool is STOPPED", harness.InState(poolv1.PoolState_POOL_STATE_STOPPED))
+				deletePool(t, node, "brief")
+			}
 			watcher.UntilDeleted(t, "brief")
 			_, err := node.Pools.GetPool(t.Context(), &poolv1.GetPoolRequest{PoolId: "brief"})
 			harness.Want{Code: codes.NotFound, Reason: reason.PoolNotFound, Field: "pool_id"}.Check(t, err)
@@ -162,7 +163,7 @@ func TestPreloadByID(t *testing.T) {
 		t.Errorf("CancelPreload of a pool that is READY = %v, %v; want nothing cancelled", answer, err)
 	}
 	unknown := byID("unknown", "sha256:"+strings.Repeat("0", 64))
-	harness.Want{Code: codes.NotFound, Reason: reason.PreparedNotFound, Field: "prepared_id"}.
+	harness.Want{Code: codes.NotFound, Reason: reason.PreparedNotFound, Field: "spec.prepared_id"}.
 		Check(t, node.Preload(t.Context(), &poolv1.PreloadRequest{Spec: unknown}).Err)
 
 	broken := &poolv1.PreloadRequest{Spec: node.FakePool(t, "once", "--fake-exit", "4"), RequestId: "a"}

@@ -28,7 +28,7 @@ func TestStartsThatFail(t *testing.T) {
 		return harness.Want{Code: codes.FailedPrecondition, Reason: reason.WorkerStartFailed, Metadata: metadata}
 	}
 	timeout := harness.Want{
-		Code: codes.DeadlineExceeded, Reason: reason.WorkerStartTimeout, Field: "startup_timeout", Metadata: map[string]string{"last_answer": ""},
+		Code: codes.DeadlineExceeded, Reason: reason.WorkerStartTimeout, Field: "spec.startup_timeout", Metadata: map[string]string{"last_answer": ""},
 	}
 	tests := []struct {
 		name    string
