@@ -130,7 +130,7 @@ in all from any other command. An error is one JSON object on standard error, wh
 	root.AddCommand(
 		newPlan(a), newPrepare(a), newPrepared(a), newPreflight(a),
 		newPreload(a), newCancel(a), newDrain(a), newDelete(a), newWatch(a), newPools(a), newLogs(a),
-		newDemo(a), newVersion(a), newExitCodes(),
+		newDemo(a), newDemoKeeper(a), newVersion(a), newExitCodes(),
 	)
 	complete(root, map[string][]string{"output": {string(render.Text), string(render.JSON)}})
 	return root

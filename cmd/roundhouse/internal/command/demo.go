@@ -48,6 +48,16 @@ Ctrl-C at any time clears up as well; the second one kills what is left at once.
 	return command
 }
 
+// newDemoKeeper is the helper that a demo starts beside itself. It is not for people.
+func newDemoKeeper(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:    demo.KeeperCommand,
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   a.runs(func(context.Context, []string) error { return demo.Keep(a.Stdin) }),
+	}
+}
+
 // demoConfig fills in what the flags leave open.
 func (a *app) demoConfig(config demo.Config) (demo.Config, error) {
 	if config.CacheDir == "" {

@@ -74,6 +74,7 @@ func (s *stage) clear(ctx context.Context) leftovers {
 			left.forced = append(left.forced, d.name+" had to be killed")
 		}
 	}
+	s.keeper.end()
 	left.processes = s.endDescendants()
 	left.sockets = s.openSockets(ctx)
 	left.files = s.tempFiles()

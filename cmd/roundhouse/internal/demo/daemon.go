@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -69,7 +68,7 @@ type daemon struct {
 }
 
 // start runs a program with its output in a log file of the stage. If this process is killed, the program is asked to
-// end, as by stop.
+// end, as by stop. The stage's keeper must have been started.
 func (s *stage) start(name, path string, args ...string) (*daemon, error) {
 	d := &daemon{name: name, log: s.path(name + ".log"), done: make(chan struct{})}
 	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -80,32 +79,18 @@ func (s *stage) start(name, path string, args ...string) (*daemon, error) {
 	command := exec.Command(path, args...)
 	command.Stdout, command.Stderr = log, log
 	command.Env = append(os.Environ(), "TMPDIR="+s.path("tmp"))
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := d.run(command); err != nil {
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := command.Start(); err != nil {
 		return nil, reason.New(reason.ToolMissing, fmt.Sprintf("%s cannot be started", path),
 			reason.Remedy("build it again with `make build`"), reason.Cause(err))
 	}
-	return d, nil
-}
-
-// run starts the command and waits for its end in the background. The thread that starts it lives as long as it does:
-// Pdeathsig follows the thread, not the process.
-func (d *daemon) run(command *exec.Cmd) error {
-	started := make(chan error)
+	d.process = command.Process
 	go func() { // ended by the process's end, which stop waits for
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := command.Start()
-		d.process = command.Process
-		started <- err
-		if err != nil {
-			return
-		}
 		defer close(d.done)
 		_ = command.Wait() // the state tells more than the error
 		d.state = command.ProcessState
 	}()
-	return <-started
+	return d, s.keeper.mind(d.process.Pid)
 }
 
 // stop ends the program: a request first, force after stopTimeout or when ctx ends. It returns when the program is gone

@@ -118,6 +118,7 @@ type stage struct {
 	swept       []string // folders of killed runs that were removed
 	store       string
 	storeBefore map[string]struct{}
+	keeper      *keeper
 	provisioner *daemon
 	poolManager *daemon
 	pools       *poolClient

@@ -120,8 +120,8 @@ func TestKilledDemoLeavesNoDaemon(t *testing.T) {
 		return strings.Contains(show.told(t), "phase     loading"), show.told(t)
 	})
 	below := descendants(show.command.Process.Pid)
-	if len(below) != 2 {
-		t.Errorf("the demo has %d processes below it, want its two daemons: %v", len(below), below)
+	if len(below) != 3 {
+		t.Errorf("the demo has %d processes below it, want its two daemons and the keeper: %v", len(below), below)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -135,6 +135,15 @@ func TestKilledDemoLeavesNoDaemon(t *testing.T) {
 	}
 	_ = show.command.Wait() // killed
 	awaitEnd(t, below)
+	logs, err := filepath.Glob(filepath.Join(show.temp, folderPrefix+"*", "*.log"))
+	if err != nil || len(logs) != 2 {
+		t.Fatalf("logs are %v, %v, want those of two daemons", logs, err)
+	}
+	for _, log := range logs {
+		if said := strings.Join(tail(log), "\n"); strings.Contains(said, askedTwice) {
+			t.Errorf("%s: %s: by that a pool manager leaves its engines behind", log, said)
+		}
+	}
 }
 
 // awaitEnd returns when none of the processes is left.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -65,12 +66,28 @@ func serveFake(args []string, register func(*grpc.Server)) int {
 	register(server)
 	go func() {
 		<-signals
+		if os.Getenv(faultVariable) == faultWaits && askedAgain(signals) {
+			fmt.Println(askedTwice)
+		}
 		server.Stop()
 	}()
 	if err := server.Serve(listener); err != nil {
 		return 1
 	}
 	return 0
+}
+
+// askedTwice is what a fake says if it was asked to end more than once.
+const askedTwice = "asked twice"
+
+// askedAgain tells whether a second request to end comes soon after the first.
+func askedAgain(signals <-chan os.Signal) bool {
+	select {
+	case <-signals:
+		return true
+	case <-time.After(300 * time.Millisecond): // threads of one process die within a few
+		return false
+	}
 }
 
 type provisionerFake struct {

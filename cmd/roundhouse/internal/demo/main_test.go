@@ -38,6 +38,11 @@ func TestMain(m *testing.M) {
 		os.Exit(fakeProvisioner(os.Args[1:]))
 	case poolManagerProgram:
 		os.Exit(fakePoolManager(os.Args[1:]))
+	case KeeperCommand:
+		if err := Keep(os.Stdin); err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case hostProgram:
 		os.Exit(host())
 	case sleeperProgram:

@@ -97,6 +97,9 @@ func (s *show) openServices(ctx context.Context) (*provisionerClient, error) {
 	provisionerTarget := "unix://" + s.stage.path(provisionerProgram+".sock")
 	poolTarget := "unix://" + s.stage.path(poolManagerProgram+".sock")
 	var err error
+	if s.stage.keeper, err = startKeeper(); err != nil {
+		return nil, err
+	}
 	s.stage.provisioner, err = s.stage.start(provisionerProgram, s.daemons.provisioner,
 		"--listen", provisionerTarget, "--state-dir", s.stage.store)
 	if err != nil {
