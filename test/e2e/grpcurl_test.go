@@ -154,6 +154,10 @@ func callProvisioner(t *testing.T, g grpcurl, spec *enginev1.PrepareSpec) string
 		t.Fatalf("Prepare = %v, %v; want progress and a result", answers, err)
 	}
 	id := answers[len(answers)-1].GetPrepared().GetPreparedId()
+	cancel := &provisionerv1.CancelPrepareRequest{Spec: spec, Consumer: &enginev1.Consumer{PoolId: "nobody"}}
+	if got := last[provisionerv1.CancelPrepareResponse](t, g, "CancelPrepare", cancel); got.GetCancelled() {
+		t.Error("CancelPrepare has cancelled something that was done")
+	}
 	if got := last[provisionerv1.GetPreparedResponse](t, g, "GetPrepared", &provisionerv1.GetPreparedRequest{PreparedId: id}); got.GetPrepared().GetPreparedId() != id {
 		t.Errorf("GetPrepared = %v, want %s", got, id)
 	}

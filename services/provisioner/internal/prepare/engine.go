@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
@@ -36,8 +37,9 @@ type engine struct {
 // the spec is at fault, and some step of the engine has failed with them.
 func (s *Service) engine(ctx context.Context, planned *plan.Plan, t *track) (engine, error) {
 	made, err := s.get(ctx, planned, t)
-	switch reason.Of(err) {
-	case reason.BuildFailed, reason.ToolMissing, reason.EngineNotFound, reason.InvalidParams, reason.UntrustedArtifact, reason.DigestMismatch, reason.FetchFailed:
+	if slices.Contains([]reason.Reason{
+		reason.BuildFailed, reason.ToolMissing, reason.EngineNotFound, reason.InvalidParams, reason.UntrustedArtifact, reason.DigestMismatch, reason.FetchFailed,
+	}, reason.Of(err)) {
 		err = at(fieldOf(planned.Spec.GetEngine()), err)
 	}
 	if err != nil {

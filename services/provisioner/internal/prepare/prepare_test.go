@@ -188,8 +188,9 @@ func TestWorkWithoutCallersIsCancelled(t *testing.T) {
 func TestShutdownCutsWorkOff(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	f.fetcher.hold = make(chan struct{})
+	f.fetcher.hold, f.fetcher.begun = make(chan struct{}), make(chan struct{}, 1)
 	first := f.begin(t.Context(), t, f.externalSpec(modelRef))
+	<-f.fetcher.begun
 	f.stop()
 	o := <-first
 	if reason.Of(o.err) != reason.ShuttingDown {

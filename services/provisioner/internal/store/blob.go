@@ -98,7 +98,7 @@ func (s *Store) holds(ctx context.Context, path string, info fs.FileInfo, digest
 	if err != nil {
 		return false, err
 	}
-	got, err := s.hashDurably(ctx, path, newCounter(ctx, before.Size(), progress))
+	got, err := s.hashDurably(path, newCounter(ctx, before.Size(), progress))
 	if err != nil {
 		return false, err
 	}

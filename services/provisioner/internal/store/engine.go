@@ -79,10 +79,10 @@ func (s *Store) PublishEngine(ctx context.Context, key string, fill Fill) (Engin
 	if engine, err := s.Engine(key); err == nil || !errors.Is(err, ErrAbsent) {
 		return engine, err
 	}
-	if recovered, err := s.recoverEngine(ctx, key); err != nil {
-		return Engine{}, endError(ctx, "verify engine "+key, s.path("engines", key), 0, err)
-	} else if recovered {
+	if err := s.recoverEngine(ctx, key); err == nil {
 		return s.Engine(key)
+	} else if !errors.Is(err, ErrAbsent) {
+		return Engine{}, endError(ctx, "verify engine "+key, s.path("engines", key), 0, err)
 	}
 	staged := s.temp()
 	defer func() { _ = s.removeTree(staged) }()
@@ -102,33 +102,35 @@ func (s *Store) PublishEngine(ctx context.Context, key string, fill Fill) (Engin
 	return s.Engine(key)
 }
 
-// recoverEngine tells whether an engine whose stamps are not those of its manifest has what it had all the same, as after
-// a copy of the store. Its manifest has the new stamps then.
-func (s *Store) recoverEngine(ctx context.Context, key string) (bool, error) {
-	var m engineManifest
+// recoverEngine hashes an engine whose stamps are not those of its manifest. If it has what it had all the same, as after a
+// copy of the store, its manifest gets the new stamps; if not, the error wraps ErrAbsent.
+func (s *Store) recoverEngine(ctx context.Context, key string) error {
 	dir := s.path("engines", key)
 	manifest, err := s.readRecord(filepath.Join(dir, manifestName))
-	if errors.Is(err, ErrAbsent) || errors.Is(err, errTorn) {
-		return false, nil
+	if errors.Is(err, errTorn) {
+		return fmt.Errorf("%w: %w", ErrAbsent, err)
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
-	if json.Unmarshal(manifest, &m) != nil || m.Key != key {
-		return false, nil
+	var m engineManifest
+	if err := json.Unmarshal(manifest, &m); err != nil || m.Key != key {
+		return fmt.Errorf("the manifest is of another engine: %w", ErrAbsent)
 	}
-	files, err := s.sealTree(ctx, filepath.Join(dir, filesName))
+	m.Files, err = s.sealTree(ctx, filepath.Join(dir, filesName))
 	if _, refused := reason.As(err); refused || errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return fmt.Errorf("%w: %w", ErrAbsent, err)
 	}
-	if err != nil || treeDigest(files) != m.Digest {
-		return false, err
+	if err != nil {
+		return err
 	}
-	m.Files = files
+	if treeDigest(m.Files) != m.Digest {
+		return fmt.Errorf("it has other content: %w", ErrAbsent)
+	}
 	if manifest, err = json.Marshal(m); err != nil {
-		return false, err
+		return err
 	}
-	return true, s.writeRecord(filepath.Join(dir, manifestName), manifest)
+	return s.writeRecord(filepath.Join(dir, manifestName), manifest)
 }
 
 func (s *Store) sealEngine(ctx context.Context, key, staged string, labels map[string]string) error {

@@ -55,7 +55,7 @@ func (s *Store) take(ctx context.Context, file *os.File, info fs.FileInfo, stage
 		if err := s.fs.Chmod(staged, readOnlyMode); err != nil {
 			return "", err
 		}
-		return s.hashDurably(ctx, staged, hasher)
+		return s.hashDurably(staged, hasher)
 	}
 	if err := s.reserve(s.scratch, info.Size()); err != nil {
 		return "", err

@@ -4,6 +4,7 @@ package store_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,19 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// Records may hold addresses with credentials, and unverified content is nobody else's business.
+func TestFoldersOfSecretsAreClosed(t *testing.T) {
+	t.Parallel()
+	s, _ := newStore(t)
+	for _, folder := range []string{"partial", "tmp", "quarantine", "prepared", "resolutions"} {
+		info, err := os.Stat(filepath.Join(s.Root(), folder))
+		must(t, err)
+		if info.Mode().Perm() != 0o700 {
+			t.Errorf("%s has mode %v, want it closed to others", folder, info.Mode())
+		}
+	}
+}
+
 func TestWorkDirs(t *testing.T) {
 	t.Parallel()
 	s, _ := newStore(t)
@@ -63,6 +77,9 @@ func TestWorkDirs(t *testing.T) {
 		t.Errorf("left after Clear: %v", left)
 	}
 	must(t, build.Close())
+	if _, err := os.Stat(build.Path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an empty folder is left: %v", err)
+	}
 	for _, key := range []string{"", "..", "a/b", strings.Repeat("k", 129)} {
 		if _, err := s.Builds(t.Context(), key); reason.Of(err) != reason.InvalidParams {
 			t.Errorf("Builds(%q) = %v, want INVALID_PARAMS", key, err)

@@ -103,7 +103,7 @@ func (t sealer) sealFile(ctx context.Context, full, name string) (TreeFile, erro
 		return TreeFile{}, err
 	}
 	sealed.Stamp = StampOf(info)
-	sealed.Digest, err = t.store.hashDurably(ctx, full, newCounter(ctx, 0, nil))
+	sealed.Digest, err = t.store.hashDurably(full, newCounter(ctx, 0, nil))
 	return sealed, err
 }
 
@@ -126,7 +126,7 @@ func (t sealer) sealLink(full string, sealed TreeFile) (TreeFile, error) {
 }
 
 // hashDurably returns the digest of a file, read through hasher, whose content it has made durable.
-func (s *Store) hashDurably(ctx context.Context, path string, hasher *counter) (Digest, error) {
+func (s *Store) hashDurably(path string, hasher *counter) (Digest, error) {
 	file, err := s.fs.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return "", err

@@ -58,14 +58,16 @@ func (w *WorkDir) Clear() error {
 	return diskError("clear work directory", w.Path, 0, err)
 }
 
-// Close gives the directory back: that of Builds and Sources stays as it is, that of TempDir is removed. Closing again
-// does nothing.
+// Close gives the directory back: that of Builds and Sources stays as it is, unless it is empty, that of TempDir is removed.
+// Closing again does nothing.
 func (w *WorkDir) Close() error {
 	if w.release == nil {
 		return nil
 	}
 	var err error
-	if !w.keep {
+	if w.keep {
+		_ = w.store.fs.Remove(w.Path) // which an empty directory alone bears
+	} else {
 		err = w.store.removeTree(w.Path)
 	}
 	w.release()
