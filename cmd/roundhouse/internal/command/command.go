@@ -147,9 +147,13 @@ func (a *app) runs(body func(ctx context.Context, args []string) error) func(*co
 	return func(command *cobra.Command, args []string) error {
 		ctx := command.Context()
 		if a.timeout > 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, a.timeout, errTimeout)
-			defer cancel()
+			// A deadline of the context would be the service's too, which may see it pass first and then says only that the call
+			// was cancelled.
+			var cancel context.CancelCauseFunc
+			ctx, cancel = context.WithCancelCause(ctx)
+			defer cancel(nil)
+			timer := time.AfterFunc(a.timeout, func() { cancel(errTimeout) })
+			defer timer.Stop()
 		}
 		if err := body(ctx, args); err != nil {
 			return &commandError{err: a.explain(ctx, err)}

@@ -126,11 +126,11 @@ func TestStopSignals(t *testing.T) {
 		{"obeys slowly", processtest.Script{OnTerm: &processtest.End{After: 100 * time.Millisecond, Code: 4}}, Graceful(long, long), []syscall.Signal{term}, "exit 4"},
 		{"ignores", processtest.Script{Ignore: []syscall.Signal{term}}, Graceful(short, short), []syscall.Signal{term, term, kill}, "signal killed"},
 		{"zero policy", processtest.Script{}, Policy{}, []syscall.Signal{kill}, "signal killed"},
-		{"other signal", processtest.Script{}, Policy{Steps: []Step{{Signal: syscall.SIGINT, Wait: long}}}, []syscall.Signal{syscall.SIGINT}, "signal interrupt"},
+		{"other signal", processtest.Script{}, Policy{Steps: []Step{{Signal: syscall.SIGQUIT, Wait: long}}}, []syscall.Signal{syscall.SIGQUIT}, "exit 2"},
 		{
-			"only the second is heard", processtest.Script{Ignore: []syscall.Signal{term}},
-			Policy{Steps: []Step{{Signal: term, Wait: short}, {Signal: syscall.SIGHUP, Wait: long}}},
-			[]syscall.Signal{term, syscall.SIGHUP}, "signal hangup",
+			"only the second is heard", processtest.Script{Ignore: []syscall.Signal{syscall.SIGHUP}},
+			Policy{Steps: []Step{{Signal: syscall.SIGHUP, Wait: short}, {Signal: term, Wait: long}}},
+			[]syscall.Signal{syscall.SIGHUP, term}, "signal terminated",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
