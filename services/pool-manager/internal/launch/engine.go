@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -45,6 +46,8 @@ type Engine struct {
 	info     Info
 	// asked is true once it was told to end while it ran.
 	asked bool
+	// hinting is the goroutine that follows the log while the engine gets ready.
+	hinting sync.WaitGroup
 	// trimming ends the goroutine that keeps the log small, and waits for it.
 	trimming func()
 }
@@ -144,6 +147,7 @@ func (e *Engine) Bury(ctx context.Context) (registry.Exit, error) {
 // clear removes what stands for an engine that is proven gone.
 func (e *Engine) clear() error {
 	e.trimming()
+	e.hinting.Wait()
 	return errors.Join(e.Withdraw(), e.launcher.config.Records.Remove(e.record.Key()))
 }
 
