@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -215,5 +216,61 @@ func BenchmarkFollow(b *testing.B) {
 			b.Fatal(err)
 		}
 		f.next(b)
+	}
+}
+
+// trimmedMeanwhile is a file that is trimmed right before or right after it is read for the nth time.
+type trimmedMeanwhile struct {
+	*os.File
+	trim          func()
+	before, after int
+	reads         int
+}
+
+func (f *trimmedMeanwhile) ReadAt(b []byte, offset int64) (int, error) {
+	if len(b) == headBytes {
+		return f.File.ReadAt(b, offset)
+	}
+	f.reads++
+	if f.reads == f.before {
+		f.trim()
+	}
+	n, err := f.File.ReadAt(b, offset)
+	if f.reads == f.after {
+		f.trim()
+	}
+	return n, err
+}
+
+func TestTrimInTheMiddleOfReading(t *testing.T) {
+	t.Parallel()
+	for _, when := range []trimmedMeanwhile{{after: 1}, {before: 2}, {after: 2}, {before: 3}, {after: 3}} {
+		path := filepath.Join(t.TempDir(), "log")
+		add(t, path, "a long line before\n")
+		opened, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer opened.Close()
+		when.File = opened
+		when.trim = func() {
+			if trimmed, err := (Keeper{Path: path, MaxBytes: 1}).Trim(testTime); err != nil || !trimmed {
+				t.Fatalf("Trim: %v, %v", trimmed, err)
+			}
+		}
+		r := reader{file: &when}
+		var got []Line
+		for range 3 {
+			if err := r.drain(func(l Line) error {
+				got = append(got, l)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		last := got[len(got)-1]
+		if !last.Gap || last.Offset != 0 || !strings.Contains(last.Text, "trimmed") {
+			t.Errorf("trim before read %d or after read %d: the last line is %+v, want a gap at 0", when.before, when.after, last)
+		}
 	}
 }
