@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package daemonkit is what the programs engine-provisioner and pool-managerd have in common around their services: flags,
-// a strict configuration file, where things are by default, signals, and exit codes.
+// a strict configuration file, where things are by default, signals, exit codes, what systemd is told, and the listener for
+// metrics.
 //
 // Nothing here knows a service, and nothing is kept. A daemon reads its CommandLine and its file, checks them with the
-// Check functions, and hands its life to Run; if it does not get so far, Refuse says why.
+// Check functions, and hands its life to Run; if it does not get so far, Refuse says why. While it lives it calls NotifyReady
+// when it serves, NotifyStopping when it begins to end, and runs a Watchdog in between.
 package daemonkit
 
 import (

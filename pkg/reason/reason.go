@@ -46,10 +46,14 @@ const (
 	LimitExceeded          = enginev1.Reason_REASON_LIMIT_EXCEEDED
 	ShuttingDown           = enginev1.Reason_REASON_SHUTTING_DOWN
 	Internal               = enginev1.Reason_REASON_INTERNAL
+	ProofFailed            = enginev1.Reason_REASON_PROOF_FAILED
+	BreakerOpen            = enginev1.Reason_REASON_BREAKER_OPEN
+	RecordUnreadable       = enginev1.Reason_REASON_RECORD_UNREADABLE
+	OutageNotAccepted      = enginev1.Reason_REASON_OUTAGE_NOT_ACCEPTED
 )
 
-// Code is the gRPC code of a reason. It is UNKNOWN for Unspecified and EngineExited, which no call fails with, and for
-// values that this version does not know.
+// Code is the gRPC code of a reason. It is UNKNOWN for Unspecified, EngineExited, BreakerOpen and RecordUnreadable,
+// which no call fails with, and for values that this version does not know.
 func Code(r Reason) codes.Code {
 	switch r {
 	case InvalidParams:
@@ -60,7 +64,7 @@ func Code(r Reason) codes.Code {
 		return codes.AlreadyExists
 	case PoolBusy:
 		return codes.Aborted
-	case PoolUnready, PoolDraining, ToolMissing, WorkerStartFailed, PortInUse:
+	case PoolUnready, PoolDraining, ToolMissing, WorkerStartFailed, PortInUse, ProofFailed, OutageNotAccepted:
 		return codes.FailedPrecondition
 	case UntrustedArtifact:
 		return codes.PermissionDenied

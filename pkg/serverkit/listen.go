@@ -37,6 +37,15 @@ func (e *ListenError) Error() string { return fmt.Sprintf("listen on %s: %v", e.
 // Unwrap is the cause.
 func (e *ListenError) Unwrap() error { return e.Err }
 
+// Open listens on an address, for something that is no gRPC. Its error is a *ListenError.
+func Open(ctx context.Context, l Listen) (net.Listener, error) {
+	listener, err := open(ctx, l)
+	if err != nil {
+		return nil, &ListenError{Listen: l, Err: err}
+	}
+	return listener, nil
+}
+
 // open listens on an address. Closing the listener leaves nothing behind.
 func open(ctx context.Context, l Listen) (net.Listener, error) {
 	if l.Network == wire.Unix {

@@ -3,8 +3,9 @@
 // Command fakeengine speaks the interface of llama-server and misbehaves as its flags say. Tests use it where a real engine
 // cannot be made to fail in a certain way. Its answers have the shape of the real ones; its words are numbers.
 //
-// As the real one it takes no request before its model is loaded, answers 503 meanwhile, ends with code 0 on a SIGTERM
-// without requests in flight, hangs on one with, and ends with code 1 on the second.
+// As the real one it takes no request before its model is loaded, answers 503 meanwhile, lets requests wait for a slot, counts
+// in /metrics what it computes as it does so, ends with code 0 on a SIGTERM without requests in flight, hangs on one with, and
+// ends with code 1 on the second.
 package main
 
 import (
@@ -15,34 +16,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
-	"time"
-)
-
-// options are the flags.
-type options struct {
-	host, model, alias string
-	port, slots        int
-
-	exit      int           // end with this code in place of loading; 0 means no.
-	signal    int           // be killed by this signal in place of loading; 0 means no.
-	lastWords string        // print this before either.
-	noise     int           // print so many bytes of output first.
-	forks     int           // start so many processes in sessions of their own, which ignore SIGTERM.
-	loadUntil string        // answer 503 until this file exists.
-	hold      string        // after its first token each answer waits until this file exists.
-	pause     time.Duration // between two tokens.
-	modelID   string        // say that this model is served.
-	behave    []string      // deaf, mute, secretive.
-}
-
-// The values of --fake-behave.
-const (
-	deaf      = "deaf"      // ignores SIGTERM.
-	mute      = "mute"      // does not listen.
-	secretive = "secretive" // never answers /metrics.
 )
 
 func main() {
@@ -64,81 +39,11 @@ func main() {
 	}
 }
 
-// help lists the flags in the form of the real one's list.
-const help = `----- common params -----
-
--h,    --help, --usage                  print usage and exit
---version                               show version and build info
--t,    --threads N                      number of CPU threads to use during generation (default: -1)
-                                        (env: LLAMA_ARG_THREADS)
--c,    --ctx-size N                     size of the prompt context (default: 0, 0 = loaded from model)
--fit,  --fit [on|off]                   whether to adjust unset arguments to fit in device memory
--m,    --model FNAME                    model path to load
--a,    --alias STRING                   set model name aliases
---host HOST                             ip address to listen
---port PORT                             port to listen
---reuse-port                            allow multiple sockets to bind to the same port
--np,   --parallel N                     number of server slots
---metrics                               enable prometheus compatible metrics endpoint
---no-warmup                             skip warming up the model
---no-ui                                 no web page
---offline                               fetch nothing
---fake-exit N                           end with this code in place of loading
---fake-signal N                         be killed by this signal in place of loading
---fake-last-words TEXT                  print this before either
---fake-noise N                          print so many bytes first
---fake-forks N                          start so many processes in sessions of their own
---fake-load-until FILE                  answer 503 until this file exists
---fake-hold FILE                        after its first token each answer waits until this file exists
---fake-pause DURATION                   time between two tokens
---fake-model-id ID                      say that this model is served
---fake-behave HOW                       deaf, mute or secretive
-`
-
-func parse(args []string) (options, error) {
-	opts := options{pause: time.Millisecond}
-	texts := map[string]*string{
-		"--host": &opts.host, "--model": &opts.model, "--alias": &opts.alias, "--fake-last-words": &opts.lastWords,
-		"--fake-load-until": &opts.loadUntil, "--fake-hold": &opts.hold, "--fake-model-id": &opts.modelID,
-	}
-	numbers := map[string]*int{
-		"--port": &opts.port, "--parallel": &opts.slots, "--fake-exit": &opts.exit, "--fake-signal": &opts.signal,
-		"--fake-noise": &opts.noise, "--fake-forks": &opts.forks, "--ctx-size": new(int), "--threads": new(int),
-	}
-	for i := 0; i < len(args); i++ {
-		name, value := args[i], ""
-		if slices.Contains([]string{"--metrics", "--no-warmup", "--no-ui", "--offline"}, name) {
-			continue
-		}
-		if i++; i < len(args) {
-			value = args[i]
-		}
-		var err error
-		switch {
-		case texts[name] != nil:
-			*texts[name] = value
-		case numbers[name] != nil:
-			*numbers[name], err = strconv.Atoi(value)
-		case name == "--fake-pause":
-			opts.pause, err = time.ParseDuration(value)
-		case name == "--fake-behave":
-			opts.behave = append(opts.behave, value)
-		case name == "--fit":
-		default:
-			err = fmt.Errorf("%s is unknown", name)
-		}
-		if err != nil {
-			return options{}, err
-		}
-	}
-	return opts, nil
-}
-
 // run is the life of the engine. It returns the exit code.
 func (o options) run(log io.Writer) int {
 	terms := make(chan os.Signal, 2)
 	signal.Notify(terms, syscall.SIGTERM)
-	if slices.Contains(o.behave, deaf) {
+	if o.is(deaf) {
 		signal.Stop(terms)
 		signal.Ignore(syscall.SIGTERM)
 	}
@@ -152,12 +57,8 @@ func (o options) run(log io.Writer) int {
 			return 1
 		}
 	}
-	if o.exit != 0 || o.signal != 0 {
-		fmt.Fprintln(log, o.lastWords)
-		if o.signal != 0 {
-			die(syscall.Signal(o.signal))
-		}
-		return o.exit
+	if (o.exit != 0 || o.signal != 0) && !o.crashesLater() {
+		return o.crash(log)
 	}
 	server, err := newServer(o)
 	if err != nil {
@@ -165,6 +66,15 @@ func (o options) run(log io.Writer) int {
 		return 1
 	}
 	return server.serve(log, terms)
+}
+
+// crash says the last words and returns the exit code, if no signal is to end it.
+func (o options) crash(log io.Writer) int {
+	fmt.Fprintln(log, o.lastWords)
+	if o.signal != 0 {
+		die(syscall.Signal(o.signal))
+	}
+	return o.exit
 }
 
 // fork starts a process in a session of its own that lives until it is killed. It has this one's environment and output.

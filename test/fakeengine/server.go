@@ -9,9 +9,11 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
+	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -22,15 +24,20 @@ type server struct {
 	options
 	listener net.Listener
 	ready    atomic.Bool
-	requests atomic.Int64 // in flight
+	free     chan struct{} // has room for one request a slot
+
+	decodes, promptTokens, answeredTotal atomic.Int64
+
+	mu                   sync.Mutex // guards what follows
+	deferred, processing int        // requests that wait for a slot, and that have one
 }
 
 func newServer(o options) (*server, error) {
-	s := &server{options: o}
+	s := &server{options: o, free: make(chan struct{}, max(o.slots, 1))}
 	if o.modelID == "" {
 		s.modelID = o.alias
 	}
-	if slices.Contains(o.behave, mute) {
+	if s.is(mute) {
 		return s, nil
 	}
 	var err error
@@ -38,29 +45,37 @@ func newServer(o options) (*server, error) {
 	return s, err
 }
 
-// serve loads, serves and ends as the signals say. It returns the exit code.
+// serve loads, serves and ends as the signals and the flags say. It returns the exit code.
 func (s *server) serve(log io.Writer, terms <-chan os.Signal) int {
 	if s.listener != nil {
 		go func() { _ = http.Serve(s.listener, s.routes()) }()
 	}
-	if s.loadUntil != "" {
-		for !exists(s.loadUntil) {
-			select {
-			case <-time.After(lookEvery):
-			case <-terms: // the real one is not listening to signals yet
-				die(15)
-			}
-		}
+	if s.crashesNow() {
+		return s.crash(log)
+	}
+	crash := s.watch()
+	select {
+	case <-s.load():
+	case <-terms: // the real one is not listening to signals yet
+		die(syscall.SIGTERM)
+	case <-crash:
+		return s.crash(log)
 	}
 	s.ready.Store(true)
 	if s.listener != nil {
 		fmt.Fprintf(log, "server is listening on http://%s\n", s.listener.Addr())
 	}
-	<-terms
+	select {
+	case <-terms:
+	case <-crash:
+		return s.crash(log)
+	case <-s.tooOld():
+		return s.crash(log)
+	}
 	if s.listener != nil {
 		_ = s.listener.Close() // the real one takes no new requests either
 	}
-	if s.requests.Load() == 0 {
+	if deferred, processing := s.inFlight(); deferred+processing == 0 {
 		fmt.Fprintln(log, "cleaning up before exit")
 		return 0
 	}
@@ -69,15 +84,79 @@ func (s *server) serve(log io.Writer, terms <-chan os.Signal) int {
 	return 1
 }
 
+// load closes the channel that it returns when the model is loaded. Nothing moves while it stalls.
+func (s *server) load() <-chan struct{} {
+	loaded := make(chan struct{})
+	switch {
+	case s.stall:
+	case s.loadUntil == "":
+		close(loaded)
+	default:
+		go func() {
+			for !exists(s.loadUntil) {
+				<-time.After(lookEvery)
+			}
+			close(loaded)
+		}()
+	}
+	return loaded
+}
+
+// watch closes the channel that it returns when a file says that it is time to crash.
+func (s *server) watch() <-chan struct{} {
+	if s.crashWhen == "" && s.crashOnce == "" {
+		return nil
+	}
+	crash := make(chan struct{})
+	go func() {
+		for !s.crashesNow() {
+			<-time.After(lookEvery)
+		}
+		close(crash)
+	}()
+	return crash
+}
+
+// crashesNow tells whether a file says so. One that is for one engine only is gone then.
+func (s *server) crashesNow() bool {
+	if s.crashWhen != "" && exists(s.crashWhen) {
+		return true
+	}
+	if s.crashOnce == "" {
+		return false
+	}
+	found, err := filepath.Glob(s.crashOnce)
+	if err != nil {
+		return false
+	}
+	for _, path := range found {
+		if os.Remove(path) == nil { // else another engine was first
+			return true
+		}
+	}
+	return false
+}
+
+// tooOld has a value when it has been ready long enough to crash.
+func (s *server) tooOld() <-chan time.Time {
+	if s.crashAfter < 0 {
+		return nil
+	}
+	return time.After(s.crashAfter)
+}
+
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
 	loaded := func(path string, handle http.HandlerFunc) {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			if !s.ready.Load() {
+			switch {
+			case !s.ready.Load():
 				http.Error(w, `{"error":{"message":"Loading model","type":"unavailable_error","code":503}}`, http.StatusServiceUnavailable)
-				return
+			case s.now(frozen):
+				<-r.Context().Done()
+			default:
+				handle(w, r)
 			}
-			handle(w, r)
 		})
 	}
 	loaded("/health", func(w http.ResponseWriter, _ *http.Request) { answer(w, map[string]string{"status": "ok"}) })
@@ -88,7 +167,8 @@ func (s *server) routes() http.Handler {
 		answer(w, map[string]int{"total_slots": s.slots})
 	})
 	loaded("/metrics", s.metrics)
-	loaded("/v1/chat/completions", s.chat)
+	loaded("/v1/completions", func(w http.ResponseWriter, r *http.Request) { s.complete(w, r, plainText{}) })
+	loaded("/v1/chat/completions", func(w http.ResponseWriter, r *http.Request) { s.complete(w, r, chat{}) })
 	return mux
 }
 
@@ -97,50 +177,24 @@ func answer[T any](w http.ResponseWriter, value T) {
 	_ = json.NewEncoder(w).Encode(value) // the caller may be gone
 }
 
+// metrics answers in the form of the real one, six digits a number.
 func (s *server) metrics(w http.ResponseWriter, r *http.Request) {
-	if slices.Contains(s.behave, secretive) {
+	if s.now(secretive) {
 		<-r.Context().Done()
 		return
 	}
-	fmt.Fprintf(w, "llamacpp:requests_processing %d\nllamacpp:requests_deferred 0\n", s.requests.Load())
-}
-
-// chat answers with as many numbers as were asked for.
-func (s *server) chat(w http.ResponseWriter, r *http.Request) {
-	s.requests.Add(1)
-	defer s.requests.Add(-1)
-	var request struct {
-		MaxTokens int  `json:"max_tokens"`
-		Stream    bool `json:"stream"`
+	deferred, processing := s.inFlight()
+	for _, metric := range []struct {
+		name, kind string
+		value      int64
+	}{
+		{"prompt_tokens_total", "counter", s.promptTokens.Load()},
+		{"tokens_predicted_total", "counter", s.answeredTotal.Load()},
+		{"n_decode_total", "counter", s.decodes.Load()},
+		{"requests_processing", "gauge", int64(processing)},
+		{"requests_deferred", "gauge", int64(deferred)},
+	} {
+		fmt.Fprintf(w, "# HELP llamacpp:%[1]s A number.\n# TYPE llamacpp:%[1]s %[2]s\nllamacpp:%[1]s %.6[3]g\n",
+			metric.name, metric.kind, float64(metric.value))
 	}
-	if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	text := ""
-	for n := range request.MaxTokens {
-		text += strconv.Itoa(n) + " "
-		if request.Stream {
-			fmt.Fprintf(w, "data: {\"choices\":[{\"delta\":{\"content\":\"%d \"}}]}\n\n", n)
-			_ = http.NewResponseController(w).Flush() // the caller may be gone
-		}
-		for first := true; first || s.hold != "" && !exists(s.hold); first = false {
-			select {
-			case <-r.Context().Done():
-				return
-			case <-time.After(max(s.pause, lookEvery)):
-			}
-		}
-	}
-	if request.Stream {
-		fmt.Fprint(w, "data: [DONE]\n\n")
-		return
-	}
-	message := map[string]string{"role": "assistant", "content": text}
-	answer(w, map[string][]map[string]map[string]string{"choices": {{"message": message}}})
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

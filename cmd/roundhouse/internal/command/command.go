@@ -103,8 +103,8 @@ models, and the pool manager, which runs them.
 
 Start with "roundhouse demo". Exit codes: "roundhouse help exit-codes".
 
-With -o json standard output has one JSON object a line: one for each event of prepare, preload, drain, watch and logs, one
-in all from any other command. An error is one JSON object on standard error, whatever was wrong. Only the scripts of
+With -o json standard output has one JSON object a line: one for each event of prepare, preload, reload, drain, watch and
+logs, one in all from any other command. An error is one JSON object on standard error, whatever was wrong. Only the scripts of
 "roundhouse completion" stay as they are.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -129,7 +129,7 @@ in all from any other command. An error is one JSON object on standard error, wh
 		&cobra.Group{ID: groupPools, Title: "Pools:"})
 	root.AddCommand(
 		newPlan(a), newPrepare(a), newPrepared(a), newPreflight(a),
-		newPreload(a), newCancel(a), newDrain(a), newDelete(a), newWatch(a), newPools(a), newLogs(a),
+		newPreload(a), newReload(a), newCancel(a), newDrain(a), newReset(a), newDelete(a), newWatch(a), newPools(a), newStarts(a), newLogs(a),
 		newDemo(a), newDemoKeeper(a), newVersion(a), newExitCodes(),
 	)
 	complete(root, map[string][]string{"output": {string(render.Text), string(render.JSON)}})
@@ -200,9 +200,14 @@ type help struct {
 // complete offers the values of flags, by the flags' names.
 func complete(command *cobra.Command, values map[string][]string) {
 	for flag, words := range values {
-		if err := command.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-			panic(err) // a flag that is not there: every test finds it
-		}
+		completeWith(command, flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
+}
+
+// completeWith offers what words says for a flag.
+func completeWith(command *cobra.Command, flag string, words cobra.CompletionFunc) {
+	if err := command.RegisterFlagCompletionFunc(flag, words); err != nil {
+		panic(err) // a flag that is not there: every test finds it
 	}
 }
 

@@ -34,11 +34,11 @@ const (
 func exitCodes() []string {
 	return []string{
 		codeOK:          "done",
-		codeFailed:      "the work failed: a build, a start, a stop, or a defect",
+		codeFailed:      "the work failed: a build, a start, a proof, a stop, or a defect",
 		codeUsage:       "the command line or the request is wrong",
 		codeNotFound:    "no such pool, prepared engine, engine or model",
 		codeUnavailable: "a service or a remote file cannot be reached; trying again may help",
-		codeRefused:     "refused in the present state: the pool exists, is busy, draining or not ready, or the port is taken",
+		codeRefused:     "refused in the present state: the pool exists, is busy, draining or not ready, the port is taken, or an outage not accepted",
 		codeTimedOut:    "not done in time: --timeout, a start's limit, or a drain that gave up at its deadline",
 		codeCancelled:   "cancelled or interrupted",
 		codeUntrusted:   "a file is not what was asked for, or is not allowed",
@@ -55,7 +55,8 @@ func codeOf(r reason.Reason) (code int, known bool) {
 		return codeNotFound, true
 	case reason.FetchFailed, reason.ProvisionerUnavailable, reason.ShuttingDown:
 		return codeUnavailable, true
-	case reason.PoolExists, reason.PoolBusy, reason.PoolUnready, reason.PoolDraining, reason.PortInUse:
+	case reason.PoolExists, reason.PoolBusy, reason.PoolUnready, reason.PoolDraining, reason.PortInUse,
+		reason.OutageNotAccepted:
 		return codeRefused, true
 	case reason.WorkerStartTimeout:
 		return codeTimedOut, true
@@ -66,7 +67,7 @@ func codeOf(r reason.Reason) (code int, known bool) {
 	case reason.ToolMissing, reason.DiskFull, reason.LimitExceeded:
 		return codeLacking, true
 	case reason.BuildFailed, reason.StorageFailed, reason.WorkerStartFailed, reason.EngineExited, reason.StopFailed,
-		reason.Internal:
+		reason.ProofFailed, reason.BreakerOpen, reason.RecordUnreadable, reason.Internal:
 		return codeFailed, true
 	default:
 		return codeFailed, false

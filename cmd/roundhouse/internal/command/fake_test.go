@@ -34,6 +34,11 @@ type fakeServices struct {
 	preload   func(*poolv1.PreloadRequest, grpc.ServerStreamingServer[poolv1.PreloadResponse]) error
 	cancel    func(*poolv1.CancelPreloadRequest) (*poolv1.CancelPreloadResponse, error)
 	drain     func(*poolv1.DrainRequest, grpc.ServerStreamingServer[poolv1.DrainResponse]) error
+	drainNode func(*poolv1.DrainNodeRequest, grpc.ServerStreamingServer[poolv1.DrainNodeResponse]) error
+	reload    func(*poolv1.ReloadRequest, grpc.ServerStreamingServer[poolv1.ReloadResponse]) error
+	unreload  func(*poolv1.CancelReloadRequest) (*poolv1.CancelReloadResponse, error)
+	starts    func(*poolv1.ListStartsRequest) (*poolv1.ListStartsResponse, error)
+	reset     func(*poolv1.ResetBreakerRequest) (*poolv1.ResetBreakerResponse, error)
 	watch     func(*poolv1.WatchRequest, grpc.ServerStreamingServer[poolv1.WatchResponse]) error
 	get       func(*poolv1.GetPoolRequest) (*poolv1.GetPoolResponse, error)
 	list      func(*poolv1.ListPoolsRequest) (*poolv1.ListPoolsResponse, error)
@@ -90,6 +95,41 @@ func (f *fakeServices) Drain(request *poolv1.DrainRequest, stream grpc.ServerStr
 		return unexpected("Drain")
 	}
 	return f.drain(request, stream)
+}
+
+func (f *fakeServices) DrainNode(request *poolv1.DrainNodeRequest, stream grpc.ServerStreamingServer[poolv1.DrainNodeResponse]) error {
+	if f.drainNode == nil {
+		return unexpected("DrainNode")
+	}
+	return f.drainNode(request, stream)
+}
+
+func (f *fakeServices) Reload(request *poolv1.ReloadRequest, stream grpc.ServerStreamingServer[poolv1.ReloadResponse]) error {
+	if f.reload == nil {
+		return unexpected("Reload")
+	}
+	return f.reload(request, stream)
+}
+
+func (f *fakeServices) CancelReload(_ context.Context, request *poolv1.CancelReloadRequest) (*poolv1.CancelReloadResponse, error) {
+	if f.unreload == nil {
+		return nil, unexpected("CancelReload")
+	}
+	return f.unreload(request)
+}
+
+func (f *fakeServices) ListStarts(_ context.Context, request *poolv1.ListStartsRequest) (*poolv1.ListStartsResponse, error) {
+	if f.starts == nil {
+		return nil, unexpected("ListStarts")
+	}
+	return f.starts(request)
+}
+
+func (f *fakeServices) ResetBreaker(_ context.Context, request *poolv1.ResetBreakerRequest) (*poolv1.ResetBreakerResponse, error) {
+	if f.reset == nil {
+		return nil, unexpected("ResetBreaker")
+	}
+	return f.reset(request)
 }
 
 func (f *fakeServices) Watch(request *poolv1.WatchRequest, stream grpc.ServerStreamingServer[poolv1.WatchResponse]) error {

@@ -37,6 +37,17 @@ func obliging() *fakeServices {
 	fake.cancel = func(*poolv1.CancelPreloadRequest) (*poolv1.CancelPreloadResponse, error) {
 		return &poolv1.CancelPreloadResponse{}, nil
 	}
+	fake.drainNode = drainsNode(&poolv1.DrainNodeResult{Pools: 2}).drainNode
+	fake.reload = reloads(&poolv1.ReloadResult{Action: poolv1.ReloadAction_RELOAD_ACTION_NONE, Pool: readyPool()}).reload
+	fake.unreload = func(*poolv1.CancelReloadRequest) (*poolv1.CancelReloadResponse, error) {
+		return &poolv1.CancelReloadResponse{}, nil
+	}
+	fake.starts = func(*poolv1.ListStartsRequest) (*poolv1.ListStartsResponse, error) {
+		return &poolv1.ListStartsResponse{Starts: []*poolv1.Start{{ReplicaId: "p-0"}, {ReplicaId: "p-1"}}}, nil
+	}
+	fake.reset = func(*poolv1.ResetBreakerRequest) (*poolv1.ResetBreakerResponse, error) {
+		return &poolv1.ResetBreakerResponse{Replicas: 2}, nil
+	}
 	fake.list = func(*poolv1.ListPoolsRequest) (*poolv1.ListPoolsResponse, error) {
 		return &poolv1.ListPoolsResponse{Pools: []*poolv1.Pool{readyPool(), readyPool()}}, nil
 	}
@@ -82,7 +93,13 @@ func TestEveryAnswerInJSONIsALine(t *testing.T) {
 		{"preload --preset=source --pool=p", 2},
 		{"preload --preset=source --pool=p --detach", 1},
 		{"cancel p", 1},
+		{"cancel p --reload", 1},
+		{"reload --pool=p --prepared-id=sha256:x", 5},
+		{"reload --pool=p --prepared-id=sha256:x --detach", 1},
 		{"drain p", 3},
+		{"drain --node", 3},
+		{"starts p", 1},
+		{"reset p", 1},
 		{"delete a", 1},
 		{"delete a b", 1},
 		{"pools", 1},
@@ -134,6 +151,11 @@ func TestEveryErrorInJSONIsALine(t *testing.T) {
 		{"plan -o json --preset=slow", codeUsage, `--preset: there is no preset "slow"`},
 		{"pools -o json --pool-manager=unix:///nonexistent/s", codeUnavailable,
 			"cannot reach the pool manager at unix:///nonexistent/s: connect: no such file or directory"},
+		{"drain p --parallel 2 -o json", codeUsage, "--parallel has no meaning without --node"},
+		{"drain p --node -o json", codeUsage, `unknown command "p" for "roundhouse drain"`},
+		{"preload -o json --pool=p --prepared-id=x --residency=often", codeUsage, `--residency: unknown value "often"`},
+		{"reload -o json --pool=p --prepared-id=x --prove-contains=x", codeUsage, "--prove-prompt: there is nothing to complete"},
+		{"reload -o json --prepared-id=x", codeUsage, "--pool: the pool has no name"},
 		{"delete -o json q", codeNotFound, "there is no such pool"},
 	}
 	for _, test := range tests {

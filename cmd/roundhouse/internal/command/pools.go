@@ -191,28 +191,3 @@ func (a *app) delete(ctx context.Context, pools poolv1.PoolManagerServiceClient,
 type deleted struct {
 	Deleted []string `json:"deleted"`
 }
-
-func newCancel(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "cancel NAME",
-		Short:             "Stop a preload that is under way, and undo it",
-		GroupID:           groupPools,
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completePools(1),
-		RunE: a.runs(func(ctx context.Context, args []string) error {
-			ctx, cancel := a.untilInterrupted(ctx)
-			defer cancel()
-			return a.explained(ctx, a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
-				answer, err := pools.CancelPreload(ctx, &poolv1.CancelPreloadRequest{PoolId: args[0]})
-				if err != nil {
-					return err
-				}
-				text := args[0] + " was not loading; nothing is changed"
-				if answer.GetCancelled() {
-					text = "the preload of " + args[0] + " is cancelled; nothing of it is left"
-				}
-				return a.answer(answer, text)
-			}))
-		}),
-	}
-}

@@ -8,11 +8,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
@@ -47,6 +50,22 @@ func TestPools(t *testing.T) {
 		cancel: func(request *poolv1.CancelPreloadRequest) (*poolv1.CancelPreloadResponse, error) {
 			return &poolv1.CancelPreloadResponse{Cancelled: request.GetPoolId() == "p"}, nil
 		},
+		unreload: func(request *poolv1.CancelReloadRequest) (*poolv1.CancelReloadResponse, error) {
+			return &poolv1.CancelReloadResponse{Cancelled: request.GetPoolId() == "p"}, nil
+		},
+		starts: func(request *poolv1.ListStartsRequest) (*poolv1.ListStartsResponse, error) {
+			return &poolv1.ListStartsResponse{Starts: []*poolv1.Start{{ReplicaId: request.GetPoolId() + "-0", Generation: 3, StartedBy: "restart"}}}, nil
+		},
+		reset: func(request *poolv1.ResetBreakerRequest) (*poolv1.ResetBreakerResponse, error) {
+			switch request.GetPoolId() {
+			case "p":
+				return &poolv1.ResetBreakerResponse{Replicas: 2}, nil
+			case "a":
+				return &poolv1.ResetBreakerResponse{}, nil
+			default:
+				return nil, reason.New(reason.PoolUnready, "it was drained")
+			}
+		},
 	}
 	tests := []struct {
 		name string
@@ -61,6 +80,14 @@ func TestPools(t *testing.T) {
 		{"delete", []string{"delete", "a", "b"}, codeOK, "a is deleted\nb is deleted\n"},
 		{"cancel", []string{"cancel", "p"}, codeOK, "the preload of p is cancelled"},
 		{"cancel what does not load", []string{"cancel", "a"}, codeOK, "a was not loading"},
+		{"cancel a reload", []string{"cancel", "p", "--reload"}, codeOK, "the reload of p is cancelled; the old engines serve on"},
+		{"cancel what does not reload", []string{"cancel", "a", "--reload"}, codeOK, "a was not reloading"},
+		{"starts", []string{"starts", "p"}, codeOK, "p-0      3      restart"},
+		{"starts in JSON", []string{"starts", "p", "-o", "json"}, codeOK, `"startedBy":"restart"`},
+		{"reset", []string{"reset", "p"}, codeOK, "2 of the replicas of p are being started"},
+		{"reset what does not wait", []string{"reset", "a"}, codeOK, "no replica of a was waiting"},
+		{"reset what was drained", []string{"reset", "q"}, codeRefused, "POOL_UNREADY: it was drained"},
+		{"node and a name", []string{"drain", "--node", "p"}, codeUsage, "unknown command"},
 		{"no argument", []string{"drain"}, codeUsage, "INVALID_PARAMS"},
 		{"two arguments", []string{"pools", "p", "q"}, codeUsage, "INVALID_PARAMS"},
 		{"unknown flag", []string{"pools", "--all"}, codeUsage, "--all: unknown flag\nremedy: see \"roundhouse pools --help\""},
@@ -77,6 +104,9 @@ func TestPools(t *testing.T) {
 		{"completion of the demo's engine", []string{"__complete", "demo", "--engine", ""}, codeOK, "quick\nsource\n:4"},
 		{"completion of an accelerator", []string{"__complete", "prepare", "--accelerator", ""}, codeOK, "cpu\n:4"},
 		{"completion of processors", []string{"__complete", "preload", "--cpu-target", ""}, codeOK, "native\nportable\n:4"},
+		{"completion of a residency", []string{"__complete", "reload", "--residency", ""}, codeOK, "lazy\npinned\nttl\n:4"},
+		{"completion of the pool to reload", []string{"__complete", "reload", "--pool", ""}, codeOK, "p\tREADY"},
+		{"completion of the pool to reset", []string{"__complete", "reset", ""}, codeOK, "p\tREADY"},
 		{"help topic", []string{"help", "exit-codes"}, codeOK, "POOL_NOT_FOUND"},
 	}
 	for _, test := range tests {
@@ -133,6 +163,82 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// drainsNode sends a pool that was drained, one that was not, and the result.
+func drainsNode(result *poolv1.DrainNodeResult) *fakeServices {
+	return &fakeServices{drainNode: func(_ *poolv1.DrainNodeRequest, stream grpc.ServerStreamingServer[poolv1.DrainNodeResponse]) error {
+		drained := &poolv1.DrainResult{Duration: durationpb.New(time.Second), Pool: &poolv1.Pool{PoolId: "a", State: poolv1.PoolState_POOL_STATE_STOPPED}}
+		failure := &poolv1.Failure{Reason: enginev1.Reason_REASON_STOP_FAILED, Message: "a process is left"}
+		for _, pool := range []*poolv1.PoolDrained{{PoolId: "a", Result: drained}, {PoolId: "b", Failure: failure}} {
+			if err := stream.Send(&poolv1.DrainNodeResponse{Event: &poolv1.DrainNodeResponse_Pool{Pool: pool}}); err != nil {
+				return err
+			}
+		}
+		if result == nil {
+			return reason.New(reason.StopFailed, "1 pool could not be drained")
+		}
+		return stream.Send(&poolv1.DrainNodeResponse{Event: &poolv1.DrainNodeResponse_Result{Result: result}})
+	}}
+}
+
+func TestDrainNode(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name   string
+		result *poolv1.DrainNodeResult
+		code   int
+		says   string
+	}{
+		{"all", &poolv1.DrainNodeResult{Pools: 2, Duration: durationpb.New(time.Second)}, codeOK, "2 pools drained after 1.0 s\n"},
+		{"one gave up", &poolv1.DrainNodeResult{Pools: 2, GaveUp: 1}, codeTimedOut, "error: GAVE_UP"},
+		{"one failed", nil, codeFailed, "error: STOP_FAILED: 1 pool could not be drained"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			x := newTerminal(t, drainsNode(test.result))
+			code := x.run(t, "drain", "--node")
+			said := x.stdout.String() + x.stderr.String()
+			if code != test.code || !strings.Contains(said, test.says) {
+				t.Errorf("it ends with %d and says %q, want %d and %q", code, said, test.code, test.says)
+			}
+			if want := "a is STOPPED after 1.0 s\nb could not be drained: STOP_FAILED: a process is left\n"; !strings.HasPrefix(said, want) {
+				t.Errorf("it says %q, want %q first", said, want)
+			}
+		})
+	}
+}
+
+func TestDrainNodeRequest(t *testing.T) {
+	t.Parallel()
+	const giveUp = poolv1.DrainDeadlineAction_DRAIN_DEADLINE_ACTION_GIVE_UP
+	tests := []struct {
+		name string
+		args []string
+		want *poolv1.DrainNodeRequest
+	}{
+		{"defaults are the manager's", nil, &poolv1.DrainNodeRequest{}},
+		{"none at all", []string{"--deadline=0"}, &poolv1.DrainNodeRequest{Deadline: durationpb.New(0)}},
+		{"all", []string{"--deadline=9s", "--give-up", "--parallel=3"},
+			&poolv1.DrainNodeRequest{Deadline: durationpb.New(9 * time.Second), OnDeadline: giveUp, Parallel: 3}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			got := make(chan *poolv1.DrainNodeRequest, 1)
+			x := newTerminal(t, &fakeServices{drainNode: func(request *poolv1.DrainNodeRequest, _ grpc.ServerStreamingServer[poolv1.DrainNodeResponse]) error {
+				got <- request
+				return nil
+			}})
+			if code := x.run(t, append([]string{"drain", "--node"}, test.args...)...); code != codeFailed {
+				t.Errorf("exit code %d, want %d: there was no result", code, codeFailed)
+			}
+			if diff := cmp.Diff(test.want, <-got, protocmp.Transform()); diff != "" {
+				t.Errorf("the request (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestDrainRequest(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -174,6 +280,9 @@ func TestInterruptOnlyLeaves(t *testing.T) {
 		drain: func(_ *poolv1.DrainRequest, stream grpc.ServerStreamingServer[poolv1.DrainResponse]) error {
 			return untilGone(stream.Context())
 		},
+		drainNode: func(_ *poolv1.DrainNodeRequest, stream grpc.ServerStreamingServer[poolv1.DrainNodeResponse]) error {
+			return untilGone(stream.Context())
+		},
 		logs: func(_ *poolv1.LogsRequest, stream grpc.ServerStreamingServer[poolv1.LogsResponse]) error {
 			return untilGone(stream.Context())
 		},
@@ -191,6 +300,7 @@ func TestInterruptOnlyLeaves(t *testing.T) {
 		says string
 	}{
 		{"drain", []string{"drain", "p"}, codeCancelled, "the drain of p goes on"},
+		{"drain of a node", []string{"drain", "--node"}, codeCancelled, "the drain of the node goes on"},
 		{"logs", []string{"logs", "p", "-f"}, codeOK, ""},
 		{"watch", []string{"watch"}, codeOK, ""},
 	}

@@ -4,10 +4,7 @@ package command
 
 import (
 	"context"
-	"errors"
-	"io"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -18,12 +15,14 @@ import (
 )
 
 func newPreload(a *app) *cobra.Command {
-	flags, detach := &spec.PoolFlags{}, false
+	flags, detach := &spec.PreloadFlags{}, false
 	command := &cobra.Command{
 		Use:   "preload",
 		Short: "Make a pool ready: prepare, start, prove",
-		Long: "Prepare an engine and a model, start every replica of the pool, and answer when all of them are proven ready.\n" +
+		Long: "Prepare an engine and a model, start every replica of the pool, and answer when all of them are proven ready. From\n" +
+			"then on the engines are started again when they end, until the pool is drained.\n" +
 			strings.Replace(specHelp, "%s", "PreloadRequest", 1) + `
+A file can say more than flags: every field of the restart, breaker and health policies.
 
 The first Ctrl-C cancels the preload and waits until nothing of it is left; the second leaves at once. --timeout only
 leaves: the preload goes on.`,
@@ -32,7 +31,7 @@ leaves: the preload goes on.`,
 		GroupID: groupPools,
 	}
 	flags.Register(command.Flags())
-	complete(command, spec.Values())
+	complete(command, spec.PoolValues())
 	command.Flags().BoolVar(&detach, "detach", false, "return as soon as the work has begun")
 	command.RunE = a.runs(func(ctx context.Context, args []string) error {
 		request, err := flags.Preload(a.Stdin, args)
@@ -40,153 +39,41 @@ leaves: the preload goes on.`,
 			return err
 		}
 		return a.withPools(ctx, func(pools poolv1.PoolManagerServiceClient) error {
-			p := &preload{app: a, pools: pools, pool: request.GetSpec().GetPoolId(), detach: detach}
-			return p.run(ctx, request)
+			return a.preload(ctx, pools, request, detach)
 		})
 	})
 	return command
 }
 
-// preload is one call of Preload and what becomes of it.
-type preload struct {
-	*app
-
-	pools    poolv1.PoolManagerServiceClient
-	pool     string
-	detach   bool
-	progress render.Progress
-	result   *poolv1.Pool
-}
-
-// received is what a stream gave: a message or its end.
-type received struct {
-	message *poolv1.PreloadResponse
-	err     error
-}
-
-// run shows the call until its end, or until the person leaves it.
-func (p *preload) run(ctx context.Context, request *poolv1.PreloadRequest) error {
-	call, hangUp := context.WithCancel(ctx)
-	left := make(chan struct{})
-	defer close(left)
-	defer hangUp()
-	stream, err := p.pools.Preload(call, request)
-	if err != nil {
+// preload shows the work and the pool that comes of it.
+func (a *app) preload(ctx context.Context, pools poolv1.PoolManagerServiceClient, request *poolv1.PreloadRequest, detach bool) error {
+	pool := request.GetSpec().GetPoolId()
+	var result *poolv1.Pool
+	w := &work[poolv1.PreloadResponse, *poolv1.PreloadResponse]{
+		app: a, what: "preload", pool: pool, detach: detach,
+		call: func(ctx context.Context) (grpc.ServerStreamingClient[poolv1.PreloadResponse], error) {
+			return pools.Preload(ctx, request)
+		},
+		show: func(progress render.Progress, message *poolv1.PreloadResponse) bool {
+			switch event := message.GetEvent().(type) {
+			case *poolv1.PreloadResponse_Phase:
+				progress.Phase(render.Phase(event.Phase))
+			case *poolv1.PreloadResponse_Progress:
+				progress.Event(event.Progress)
+			case *poolv1.PreloadResponse_Pool:
+				result = event.Pool
+			}
+			return result != nil
+		},
+		cancel: func(ctx context.Context) (bool, error) {
+			answer, err := pools.CancelPreload(ctx, &poolv1.CancelPreloadRequest{PoolId: pool})
+			return answer.GetCancelled(), err
+		},
+		cancelCommand: "roundhouse cancel " + pool,
+		tooLate:       "too late to cancel; `roundhouse drain " + pool + "` stops the pool",
+	}
+	if ended, err := w.run(ctx); err != nil || !ended || a.output == render.JSON {
 		return err
 	}
-	out := p.Stderr
-	if p.output == render.JSON {
-		out = io.Discard
-	}
-	p.progress = render.NewProgress(render.ProgressConfig{Out: out, Style: style(out)})
-	err = p.follow(ctx, receive(stream, left))
-	p.progress.Close()
-	if err != nil || p.result == nil || p.output == render.JSON {
-		return err
-	}
-	return render.Pool(p.Stdout, p.result)
-}
-
-// receive hands out what the stream gives, its end included, until nobody takes it any more because all have left.
-func receive(stream grpc.ServerStreamingClient[poolv1.PreloadResponse], left <-chan struct{}) <-chan received {
-	events := make(chan received)
-	go func() { // ended by the stream's end and the taking of it, or by left
-		for {
-			message, err := stream.Recv()
-			select {
-			case events <- received{message, err}:
-			case <-left:
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return events
-}
-
-// follow takes what the stream gives, and interrupts: the first asks the manager to cancel, the second leaves.
-func (p *preload) follow(ctx context.Context, events <-chan received) error {
-	asking, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	var cancelled chan error
-	for {
-		select {
-		case event := <-events:
-			if errors.Is(event.err, io.EOF) {
-				if p.result == nil {
-					return noResult("pool manager")
-				}
-				return nil
-			}
-			if event.err != nil {
-				return p.failed(ctx, event.err)
-			}
-			done, err := p.take(event.message)
-			if done || err != nil {
-				return err
-			}
-		case <-p.Interrupts:
-			if cancelled != nil {
-				p.progress.Note("left: the pool manager goes on cancelling; see `roundhouse pools " + p.pool + "`")
-				return interrupted()
-			}
-			p.progress.Note("cancelling; Ctrl-C again leaves without waiting")
-			cancelled = p.cancel(asking)
-		case err := <-cancelled:
-			if err != nil {
-				return err
-			}
-			cancelled = make(chan error) // answered: what follows is the stream's end
-		}
-	}
-}
-
-// take shows one message, and tells whether the command may return already.
-func (p *preload) take(message *poolv1.PreloadResponse) (done bool, err error) {
-	if p.output == render.JSON {
-		if err := render.Line(p.Stdout, message); err != nil {
-			return false, err
-		}
-	}
-	switch event := message.GetEvent().(type) {
-	case *poolv1.PreloadResponse_Phase:
-		p.progress.Phase(event.Phase)
-	case *poolv1.PreloadResponse_Progress:
-		p.progress.Event(event.Progress)
-	case *poolv1.PreloadResponse_Pool:
-		p.result = event.Pool
-		return false, nil
-	}
-	if p.detach {
-		p.progress.Note("the preload of " + p.pool + " goes on; see `roundhouse watch " + p.pool + "`")
-	}
-	return p.detach, nil
-}
-
-// failed is the stream's error, with a word about what goes on if it is our own timeout.
-func (p *preload) failed(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		p.progress.Note("left: the preload of " + p.pool + " goes on; `roundhouse cancel " + p.pool + "` ends it")
-	}
-	return err
-}
-
-// cancelTimeout is longer than any stop of an engine.
-const cancelTimeout = 2 * time.Minute
-
-// cancel asks the manager to undo the preload. The channel has its answer.
-func (p *preload) cancel(ctx context.Context) chan error {
-	answer := make(chan error, 1) // nobody may be there to take it
-	go func() {                   // ended by the answer, the timeout or ctx
-		ctx, stop := context.WithTimeout(ctx, cancelTimeout)
-		defer stop()
-		got, err := p.pools.CancelPreload(ctx, &poolv1.CancelPreloadRequest{PoolId: p.pool})
-		if err == nil && !got.GetCancelled() {
-			p.progress.Note("too late to cancel; `roundhouse drain " + p.pool + "` stops the pool")
-		}
-		answer <- err
-	}()
-	return answer
+	return render.Pool(a.Stdout, result)
 }

@@ -194,7 +194,7 @@ func (s *show) preload(ctx context.Context) (*poolv1.Pool, error) {
 		switch event := message.GetEvent().(type) {
 		case *poolv1.PreloadResponse_Phase:
 			clock.enter(event.Phase)
-			s.progress.Phase(event.Phase)
+			s.progress.Phase(render.Phase(event.Phase))
 		case *poolv1.PreloadResponse_Progress:
 			s.progress.Event(event.Progress)
 		case *poolv1.PreloadResponse_Pool:

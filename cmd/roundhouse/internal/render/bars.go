@@ -10,7 +10,6 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
 const (
@@ -60,7 +59,7 @@ func newBars(config ProgressConfig) *bars {
 	}
 }
 
-func (b *bars) Phase(phase poolv1.LoadPhase) { b.Note(Phase(phase)) }
+func (b *bars) Phase(name string) { b.Note(name) }
 
 func (b *bars) Event(event *enginev1.Progress) {
 	b.mu.Lock()

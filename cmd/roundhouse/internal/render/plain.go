@@ -8,7 +8,6 @@ import (
 	"time"
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
 const (
@@ -46,7 +45,7 @@ func newPlain(config ProgressConfig) *plain {
 	return &plain{out: config.Out, now: config.Now, steps: steps{}, shown: map[string]shown{}}
 }
 
-func (p *plain) Phase(phase poolv1.LoadPhase) { p.Note(line("phase", Phase(phase), "")) }
+func (p *plain) Phase(name string) { p.Note(line("phase", name, "")) }
 
 func (p *plain) Event(event *enginev1.Progress) {
 	p.mu.Lock()

@@ -11,14 +11,13 @@ import (
 	"time"
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
 // Progress shows work under way to a person. It may be used from several goroutines. A write that fails is dropped:
 // losing the view must not stop the work.
 type Progress interface {
-	// Phase says that a stage of a load has begun.
-	Phase(phase poolv1.LoadPhase)
+	// Phase says that a stage of the work has begun, by its name.
+	Phase(name string)
 	// Event shows one event; events of one stream come in their order.
 	Event(event *enginev1.Progress)
 	// Note prints one line among the rest. It may be called after Close.

@@ -42,7 +42,7 @@ type clock struct{ now time.Time }
 // story is a build with a download that moves fast, a compile that moves slowly and then fails, and cached work.
 func story(progress Progress, clock *clock) {
 	const running, done = enginev1.StepState_STEP_STATE_RUNNING, enginev1.StepState_STEP_STATE_DONE
-	progress.Phase(poolv1.LoadPhase_LOAD_PHASE_PREPARING)
+	progress.Phase(Phase(poolv1.LoadPhase_LOAD_PHASE_PREPARING))
 	cached := stepEvent("model", "fetch the model", done, 0)
 	cached.GetStep().Cached = true
 	progress.Event(cached)

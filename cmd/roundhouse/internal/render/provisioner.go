@@ -23,11 +23,7 @@ func Plan(w io.Writer, plan *provisionerv1.PlanResponse) error {
 		if step.SizeBytes != nil {
 			size = Bytes(step.GetSizeBytes())
 		}
-		cached := "no"
-		if step.GetCached() {
-			cached = "yes"
-		}
-		rows = append(rows, []string{step.GetName(), stepKind(step.GetKind()), cached, size, optionalDuration(step.GetLastDuration())})
+		rows = append(rows, []string{step.GetName(), stepKind(step.GetKind()), yesNo()[step.GetCached()], size, optionalDuration(step.GetLastDuration())})
 	}
 	return table(w, rows)
 }
@@ -128,12 +124,8 @@ func Preflight(w io.Writer, report *provisionerv1.PreflightResponse) error {
 	}
 	engines := [][]string{rows[len(rows)-1]}
 	for _, engine := range report.GetEngines() {
-		available := "no"
-		if engine.GetAvailable() {
-			available = "yes"
-		}
 		engines = append(engines, []string{
-			engine.GetKind(), mode(engine.GetMode()), available, orDash(strings.Join(engine.GetMissingTools(), ", ")),
+			engine.GetKind(), mode(engine.GetMode()), yesNo()[engine.GetAvailable()], orDash(strings.Join(engine.GetMissingTools(), ", ")),
 		})
 	}
 	if err := table(w, engines); err != nil {

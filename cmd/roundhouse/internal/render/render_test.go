@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,43 @@ const poolText = `
 	replicas { replica_id: "demo-1" index: 1 generation: 1 state: REPLICA_STATE_READY endpoint: "http://127.0.0.1:4312" pid: 77 slots_total: 1 }
 	created { seconds: 1780000000 } updated { seconds: 1780000100 }`
 
+const recoveringText = `
+	pool_id: "chat" state: POOL_STATE_RECOVERING wanted: true edition: 4
+	failure { reason: REASON_BREAKER_OPEN message: "5 starts in a row failed" }
+	spec { pool_id: "chat" replicas: 3 priority: 7 residency: RESIDENCY_TTL idle_timeout { seconds: 600 }
+		labels { key: "team" value: "red" } labels { key: "app" value: "x" } }
+	replicas { replica_id: "chat-0" generation: 9 state: REPLICA_STATE_BACKOFF
+		exit { class: EXIT_CLASS_OOM_DEVICE code: 1 uptime { nanos: 30000000 } last_log_lines: "cudaMalloc failed: out of memory" }
+		supervision { restarts: 8 failed_starts: 5 breaker: BREAKER_STATE_OPEN breaker_cause: "5 starts in a row failed" next_attempt { seconds: 1780000400 } } }
+	replicas { replica_id: "chat-1" generation: 2 state: REPLICA_STATE_BACKOFF
+		exit { class: EXIT_CLASS_UNKNOWN uptime { seconds: 3 } }
+		supervision { restarts: 1 failed_starts: 1 breaker: BREAKER_STATE_CLOSED next_attempt { seconds: 1780000200 } } }
+	replicas { replica_id: "chat-2" generation: 1 state: REPLICA_STATE_STARTING pid: 78
+		loading { loaded_bytes: 40000000 total_bytes: 100000000 still_since { seconds: 1780000050 } } }
+	created { seconds: 1780000000 } updated { seconds: 1780000100 }`
+
+const reloadingText = `
+	pool_id: "swap" state: POOL_STATE_DEGRADED wanted: true edition: 2
+	spec { pool_id: "swap" replicas: 2 }
+	replicas { replica_id: "swap-0" generation: 1 state: REPLICA_STATE_STARTING endpoint: "http://127.0.0.1:1" }
+	replicas { replica_id: "swap-1" generation: 1 state: REPLICA_STATE_READY endpoint: "http://127.0.0.1:2" pid: 5 slots_total: 1 adopted: true
+		supervision { restarts: 3 breaker: BREAKER_STATE_HALF_OPEN breaker_cause: "it was open" } }
+	retiring { replica_id: "swap-3" generation: 1 state: REPLICA_STATE_DRAINING pid: 6 slots_total: 1 }
+	reload { phase: RELOAD_PHASE_DRAINING_OLD candidates { replica_id: "swap-4" generation: 2 state: REPLICA_STATE_READY pid: 7 slots_total: 1 } }`
+
+const loadingText = `
+	pool_id: "big" state: POOL_STATE_LOADING phase: LOAD_PHASE_LOADING spec { pool_id: "big" replicas: 2 }
+	replicas { replica_id: "big-0" state: REPLICA_STATE_STARTING loading { loaded_bytes: 50 total_bytes: 100 remaining { seconds: 3 } } }
+	replicas { replica_id: "big-1" state: REPLICA_STATE_STARTING loading { loaded_bytes: 0 total_bytes: 100 remaining { seconds: 9 } } }`
+
+const startsText = `
+	starts { replica_id: "chat-0" generation: 3 started { seconds: 1780000100 } started_by: "restart" error: "it did not get ready: nothing moved for 2m0s"
+		ended_by: "stalled" exit { class: EXIT_CLASS_STALLED signal: "SIGKILL" uptime { seconds: 130 } last_log_lines: "loading" } }
+	starts { replica_id: "chat-0" generation: 2 started { seconds: 1780000050 } ready { seconds: 1780000051 nanos: 500000000 } started_by: "restart"
+		exit { class: EXIT_CLASS_GPU_FAULT signal: "SIGABRT" uptime { seconds: 40 } last_log_lines: "so far so good" last_log_lines: "CUDA error" } }
+	starts { replica_id: "chat-0" generation: 1 started { seconds: 1780000000 } ready { seconds: 1780000001 } started_by: "preload"
+		ended_by: "reload" exit { class: EXIT_CLASS_STOPPED uptime { seconds: 49 } requests_cut: 2 last_log_lines: "cleaning up" } }`
+
 const preparedText = `
 	prepared_id: "sha256:0011" prepared_at { seconds: 1780000000 }
 	engine { kind: "llamacpp" version: "b1" commit: "de3f" mode: PROVISIONING_MODE_SOURCE }
@@ -91,6 +129,16 @@ func TestGolden(t *testing.T) {
 				PoolId: "new", State: poolv1.PoolState_POOL_STATE_LOADING, Phase: poolv1.LoadPhase_LOAD_PHASE_PREPARING,
 			}
 			return Pools(out, []*poolv1.Pool{parse(t, poolText, &poolv1.Pool{}), loading})
+		}},
+		{"pool-recovering.txt", func(out *bytes.Buffer) error { return Pool(out, parse(t, recoveringText, &poolv1.Pool{})) }},
+		{"pool-reloading.txt", func(out *bytes.Buffer) error { return Pool(out, parse(t, reloadingText, &poolv1.Pool{})) }},
+		{"pools-in-trouble.txt", func(out *bytes.Buffer) error {
+			return Pools(out, []*poolv1.Pool{
+				parse(t, recoveringText, &poolv1.Pool{}), parse(t, reloadingText, &poolv1.Pool{}), parse(t, loadingText, &poolv1.Pool{}),
+			})
+		}},
+		{"starts.txt", func(out *bytes.Buffer) error {
+			return Starts(out, parse(t, startsText, &poolv1.ListStartsResponse{}).GetStarts())
 		}},
 		{"watch.txt", func(out *bytes.Buffer) error { return writeChanges(t, out, Text) }},
 		{"watch.json", func(out *bytes.Buffer) error { return writeChanges(t, out, JSON) }},
@@ -153,12 +201,52 @@ func TestDrainWords(t *testing.T) {
 			"p is STOPPED after 1 min 30 s, 2 requests cut, killed: it did not end when told to"},
 		{"gave up", DrainResult(parse(t, `gave_up: true duration { seconds: 1 } pool { pool_id: "p" state: POOL_STATE_READY }`, &poolv1.DrainResult{})),
 			"p still serves: requests were left at the deadline, after 1.0 s"},
+		{"a pool of a node", PoolDrained(parse(t, `pool_id: "p" result { duration { seconds: 1 } pool { pool_id: "p" state: POOL_STATE_STOPPED } }`, &poolv1.PoolDrained{})),
+			"p is STOPPED after 1.0 s"},
+		{"a pool that could not be drained", PoolDrained(parse(t, `pool_id: "p" failure { reason: REASON_STOP_FAILED message: "still there" }`, &poolv1.PoolDrained{})),
+			"p could not be drained: STOP_FAILED: still there"},
+		{"a node", DrainNodeResult(parse(t, `pools: 1 duration { seconds: 2 }`, &poolv1.DrainNodeResult{})), "1 pool drained after 2.0 s"},
+		{"a busy node", DrainNodeResult(parse(t, `pools: 3 requests_cut: 2 gave_up: 1 duration { seconds: 2 }`, &poolv1.DrainNodeResult{})),
+			"3 pools drained after 2.0 s, 2 requests cut, 1 of them gave up at the deadline and serve on"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			if test.got != test.want {
 				t.Errorf("got %q, want %q", test.got, test.want)
+			}
+		})
+	}
+}
+
+func TestReloadWords(t *testing.T) {
+	t.Parallel()
+	const differs = `restart_fields: "prepare.model.uri" live_fields: "priority" pool { pool_id: "p" } `
+	tests := []struct {
+		name   string
+		write  func(io.Writer, *poolv1.ReloadResult) error
+		result string
+		want   string
+	}{
+		{"no difference", ReloadResult, `action: RELOAD_ACTION_NONE pool { pool_id: "p" }`, "p is that already; nothing is changed\ntook  0.0 ms\n"},
+		{"policies", ReloadResult, `action: RELOAD_ACTION_LIVE live_fields: "labels" duration { nanos: 5000000 } pool { pool_id: "p" }`,
+			"p is changed; its engines stay\ndiffers  labels\ntook     5.0 ms\n"},
+		{"new engines", ReloadResult, `action: RELOAD_ACTION_MAKE_BEFORE_BREAK duration { seconds: 9 } ` + differs,
+			"p has new engines, which took over before the old ones ended\n" +
+				"differs  prepare.model.uri, which needs new engines\ndiffers  priority\ntook     9.0 s\n"},
+		{"outage", ReloadResult, `action: RELOAD_ACTION_BREAK_BEFORE_MAKE duration { seconds: 9 } outage { seconds: 3 } requests_cut: 1 pool { pool_id: "p" }`,
+			"p has new engines, which were started after the old ones had ended\ntook    9.0 s\noutage  3.0 s\ncut     1 request\n"},
+		{"an action of a later version", ReloadResult, `action: 99 pool { pool_id: "p" }`, "p 99\ntook  0.0 ms\n"},
+		{"plan of nothing", ReloadPlan, `action: RELOAD_ACTION_NONE pool { pool_id: "p" }`, "p is that already; nothing would change\n"},
+		{"plan", ReloadPlan, `action: RELOAD_ACTION_MAKE_BEFORE_BREAK ` + differs, "p would get new engines first, and then lose the old ones\n" +
+			"differs  prepare.model.uri, which needs new engines\ndiffers  priority\n"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			var out bytes.Buffer
+			if err := test.write(&out, parse(t, test.result, &poolv1.ReloadResult{})); err != nil || out.String() != test.want {
+				t.Errorf("got %q, %v, want %q", &out, err, test.want)
 			}
 		})
 	}

@@ -49,6 +49,14 @@ func Phase(phase poolv1.LoadPhase) string {
 	return strings.ToLower(strings.TrimPrefix(phase.String(), "LOAD_PHASE_"))
 }
 
+// ReloadPhase is a stage of a reload in a few words.
+func ReloadPhase(phase poolv1.ReloadPhase) string {
+	return inWords(strings.TrimPrefix(phase.String(), "RELOAD_PHASE_"))
+}
+
+// inWords makes an enum's name readable.
+func inWords(name string) string { return strings.ToLower(strings.ReplaceAll(name, "_", " ")) }
+
 // State is a pool's state in one word.
 func State(state poolv1.PoolState) string { return strings.TrimPrefix(state.String(), "POOL_STATE_") }
 
@@ -68,7 +76,7 @@ func mode(mode enginev1.ProvisioningMode) string {
 }
 
 func exitClass(class enginev1.ExitClass) string {
-	return strings.ToLower(strings.TrimPrefix(class.String(), "EXIT_CLASS_"))
+	return inWords(strings.TrimPrefix(class.String(), "EXIT_CLASS_"))
 }
 
 // optionalDuration is a dash if there is none.
@@ -86,6 +94,9 @@ func stamp(at *timestamppb.Timestamp) string {
 	}
 	return at.AsTime().Format(time.RFC3339)
 }
+
+// yesNo has the words for what is true and what is not.
+func yesNo() map[bool]string { return map[bool]string{true: "yes", false: "no"} }
 
 // orDash stands for a text that is empty.
 func orDash(text string) string {

@@ -47,3 +47,10 @@ func Values() map[string][]string {
 		"cpu-target":  slices.Sorted(maps.Keys(cpuTargets())),
 	}
 }
+
+// PoolValues are Values and those of the flags of a pool.
+func PoolValues() map[string][]string {
+	values := Values()
+	values["residency"] = slices.Sorted(maps.Keys(residencies()))
+	return values
+}

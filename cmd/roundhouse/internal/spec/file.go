@@ -74,7 +74,7 @@ func mistaken(name string, text []byte, message proto.Message) error {
 			return reason.New(reason.InvalidParams, "holds a preload request", reason.Field(name),
 				reason.Remedy("use `roundhouse preload -f "+name+"`, or give the file only what stands below spec.prepare, as spec"))
 		}
-	case *poolv1.PreloadRequest:
+	case *poolv1.PreloadRequest, *poolv1.ReloadRequest:
 		if checkKeys(text, (&provisionerv1.PrepareRequest{}).ProtoReflect().Descriptor(), "") == nil {
 			return reason.New(reason.InvalidParams, "holds a prepare request", reason.Field(name),
 				reason.Remedy("use `roundhouse prepare -f "+name+"`, or move what stands below spec to spec.prepare"))

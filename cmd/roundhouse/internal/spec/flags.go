@@ -3,10 +3,7 @@
 package spec
 
 import (
-	"time"
-
 	"github.com/spf13/pflag"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
@@ -55,24 +52,6 @@ type LaunchFlags struct {
 	Engine        []string
 }
 
-// PoolFlags are Flags and what a pool has besides.
-type PoolFlags struct {
-	// Spec says what runs in the pool.
-	Spec Flags
-	// PreparedID names something prepared before, in place of Spec.
-	PreparedID string
-	// Pool is the pool's id.
-	Pool string
-	// Replicas is the number of engines.
-	Replicas uint32
-	// Port is the port to serve on.
-	Port uint32
-	// StartupTimeout limits the start of each engine.
-	StartupTimeout time.Duration
-	// RequestID makes a repetition safe.
-	RequestID string
-}
-
 // Register adds the flags to set.
 func (f *Flags) Register(set *pflag.FlagSet) {
 	set.StringVarP(&f.File, "file", "f", "", "read the request, JSON or YAML, from `FILE`; - is standard input")
@@ -95,17 +74,6 @@ func (f *Flags) Register(set *pflag.FlagSet) {
 	set.Uint32Var(&f.Launch.ContextTokens, "context", 0, "context of each slot, in `TOKENS` (0: the model's, at most 4096)")
 	set.Uint32Var(&f.Launch.Slots, "slots", 0, "serve `N` requests at once (0: 1)")
 	set.StringArrayVar(&f.Launch.Engine, "flag", nil, "one more `TOKEN` for the engine's command line; repeatable, or give them after --")
-}
-
-// Register adds the flags to set.
-func (f *PoolFlags) Register(set *pflag.FlagSet) {
-	f.Spec.Register(set)
-	set.StringVar(&f.PreparedID, "prepared-id", "", "run what was prepared before as `sha256:HEX`")
-	set.StringVar(&f.Pool, "pool", "", "name the pool `NAME`")
-	set.Uint32Var(&f.Replicas, "replicas", 0, "run `N` engines (0: 1)")
-	set.Uint32Var(&f.Port, "port", 0, "serve on `PORT` of 127.0.0.1 (0, best: each engine picks a free one)")
-	set.DurationVar(&f.StartupTimeout, "startup-timeout", 0, "`TIME` that each engine has to get ready (0: the engine's own)")
-	set.StringVar(&f.RequestID, "request-id", "", "make a repetition safe even after a failure, by `ID`")
 }
 
 // override puts the model flags over spec's. A new URI drops the digest and the id of the old one.
@@ -152,5 +120,3 @@ func (l LaunchFlags) override(spec *enginev1.PrepareSpec, extra []string) {
 func (l LaunchFlags) empty() bool {
 	return l.ContextTokens == 0 && l.Slots == 0 && len(l.Engine) == 0
 }
-
-func durationProto(d time.Duration) *durationpb.Duration { return durationpb.New(d) }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	provisionerv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/provisioner/v1"
 )
 
@@ -37,78 +36,6 @@ func (f *Flags) Prepare(stdin io.Reader, extra []string) (*provisionerv1.Prepare
 	}
 	request.Spec = made
 	return request, nil
-}
-
-// Preload builds the request that the flags describe, with the pool's own flags. extra and stdin are as in Prepare.
-func (f *PoolFlags) Preload(stdin io.Reader, extra []string) (*poolv1.PreloadRequest, error) {
-	if err := f.Spec.checkOrigin(); err != nil {
-		return nil, err
-	}
-	request := &poolv1.PreloadRequest{}
-	if f.Spec.File != "" {
-		if err := readFile(f.Spec.File, stdin, request); err != nil {
-			return nil, err
-		}
-	}
-	if request.Spec == nil {
-		request.Spec = &poolv1.PoolSpec{}
-	}
-	if err := f.workload(request.Spec, extra); err != nil {
-		return nil, err
-	}
-	f.override(request)
-	if request.GetSpec().GetPoolId() == "" {
-		return nil, reason.New(reason.InvalidParams, "the pool has no name", reason.Field("--pool"),
-			reason.Remedy("give --pool NAME, or spec.poolId in the file"))
-	}
-	return request, nil
-}
-
-// workload fills in what runs in the pool: something prepared before, or what the flags say over what the file says.
-func (f *PoolFlags) workload(spec *poolv1.PoolSpec, extra []string) error {
-	made, err := f.Spec.prepareSpec(spec.GetPrepare(), extra)
-	if err != nil {
-		return err
-	}
-	if f.PreparedID != "" {
-		if made != nil {
-			return reason.New(reason.InvalidParams, "a prepared engine cannot be described as well",
-				reason.Field("--prepared-id"), reason.Remedy("give --prepared-id, or an engine and a model"))
-		}
-		spec.Workload = &poolv1.PoolSpec_PreparedId{PreparedId: f.PreparedID}
-		return nil
-	}
-	if made != nil {
-		if spec.GetPreparedId() != "" {
-			return reason.New(reason.InvalidParams, "a prepared engine cannot be described as well",
-				reason.Field("spec.preparedId"), reason.Remedy("leave out spec.preparedId, or the engine and model flags"))
-		}
-		spec.Workload = &poolv1.PoolSpec_Prepare{Prepare: made}
-	}
-	if spec.Workload == nil {
-		return noEngine()
-	}
-	return nil
-}
-
-// override puts the pool flags that were given over what the file says.
-func (f *PoolFlags) override(request *poolv1.PreloadRequest) {
-	spec := request.GetSpec()
-	if f.Pool != "" {
-		spec.PoolId = f.Pool
-	}
-	if f.Replicas != 0 {
-		spec.Replicas = f.Replicas
-	}
-	if f.Port != 0 {
-		spec.Port = f.Port
-	}
-	if f.StartupTimeout != 0 {
-		spec.StartupTimeout = durationProto(f.StartupTimeout)
-	}
-	if f.RequestID != "" {
-		request.RequestId = f.RequestID
-	}
 }
 
 // prepareSpec puts the flags over base, which may be nil. It answers nil if neither says anything.

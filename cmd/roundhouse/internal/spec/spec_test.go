@@ -39,7 +39,7 @@ func prepareFrom(t *testing.T, stdin string, args ...string) (*provisionerv1.Pre
 
 func preloadFrom(t *testing.T, stdin string, args ...string) (*poolv1.PreloadRequest, error) {
 	t.Helper()
-	var flags PoolFlags
+	var flags PreloadFlags
 	set := pflag.NewFlagSet("test", pflag.ContinueOnError)
 	flags.Register(set)
 	if err := set.Parse(args); err != nil {

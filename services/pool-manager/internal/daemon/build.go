@@ -31,25 +31,37 @@ func newLauncher(config Config, records *state.Store, host *process.Host, log *z
 	if err != nil {
 		return nil, err
 	}
+	logs, err := launch.NewFileLogs(filepath.Join(config.StateDir, "logs"))
+	if err != nil {
+		return nil, err
+	}
 	return launch.New(launch.Config{
-		Host:    host,
+		Host:    launch.HostOf(host),
 		Records: records,
 		Handoff: files,
 		Trust:   verifier,
 		Prober:  prober,
-		LogDir:  filepath.Join(config.StateDir, "logs"),
+		Logs:    logs,
 		Env:     environ(),
 		Logger:  log,
 	})
 }
 
-// launchWith makes a Launcher what lifecycle asks for.
-func launchWith(launcher *launch.Launcher) lifecycle.Launcher {
-	return func(ctx context.Context, request launch.Request, stage func(launch.Stage)) (lifecycle.Engine, error) {
-		engine, err := launcher.Launch(ctx, request, stage)
-		if engine == nil {
-			return nil, err // A nil *Engine must not become an Engine that is not nil.
-		}
-		return engine, err
+// machine makes a Launcher what lifecycle asks for.
+type machine struct{ *launch.Launcher }
+
+func (m machine) Launch(ctx context.Context, request launch.Request, stage func(launch.Stage)) (lifecycle.Engine, error) {
+	return engineOf(m.Launcher.Launch(ctx, request, stage))
+}
+
+func (m machine) Adopt(ctx context.Context, leftover launch.Leftover, request launch.Request, stage func(launch.Stage)) (lifecycle.Engine, error) {
+	return engineOf(m.Launcher.Adopt(ctx, leftover, request, stage))
+}
+
+// engineOf keeps a nil *Engine from becoming an Engine that is not nil.
+func engineOf(engine *launch.Engine, err error) (lifecycle.Engine, error) {
+	if engine == nil {
+		return nil, err
 	}
+	return engine, err
 }

@@ -91,13 +91,13 @@ func TestConfigure(t *testing.T) {
 	defaults := Config{
 		Listen: []string{"unix:///r/pool-managerd.sock"}, StateDir: "/s/pool-manager", Provisioner: "unix:///r/engine-provisioner.sock",
 		StoreRoots: []string{"/s/provisioner"}, HandoffDir: "/s/pool-manager/handoff", LogLevel: "info",
-		Shutdown: Shutdown{DrainDeadline: 30 * time.Second},
+		Shutdown: Shutdown{Engines: "drain", DrainDeadline: 30 * time.Second}, Restore: Restore{Strays: "end"},
 	}
 	moved := defaults
 	moved.StateDir, moved.HandoffDir = "/elsewhere", "/elsewhere/handoff"
 	fromFile := Config{
 		Listen: []string{"127.0.0.1:1"}, StateDir: "/file", Provisioner: "unix:///file/p", StoreRoots: []string{"/file/r"},
-		HandoffDir: "/file/h", LogLevel: "warn", Shutdown: Shutdown{DrainDeadline: 3 * time.Second},
+		HandoffDir: "/file/h", LogLevel: "warn", Shutdown: Shutdown{Engines: "drain", DrainDeadline: 3 * time.Second}, Restore: Restore{Strays: "end"},
 	}
 	flags := []string{
 		"--listen", "unix:///flag/a", "--listen", "localhost:2", "--state-dir", "/flag", "--provisioner", "127.0.0.1:3",
@@ -105,7 +105,7 @@ func TestConfigure(t *testing.T) {
 	}
 	fromFlags := Config{
 		Listen: []string{"unix:///flag/a", "localhost:2"}, StateDir: "/flag", Provisioner: "127.0.0.1:3", StoreRoots: []string{"/flag/r", "/flag/q"},
-		HandoffDir: "/file/h", LogLevel: "debug", Shutdown: Shutdown{DrainDeadline: 3 * time.Second},
+		HandoffDir: "/file/h", LogLevel: "debug", Shutdown: Shutdown{Engines: "drain", DrainDeadline: 3 * time.Second}, Restore: Restore{Strays: "end"},
 	}
 	for _, tt := range []struct {
 		name string

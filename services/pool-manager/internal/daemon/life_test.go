@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -228,7 +230,7 @@ func TestTermDrainsTheNode(t *testing.T) {
 	wantEmpty(t, filepath.Dir(socket))
 }
 
-// A second signal leaves the engines to the next start, which ends them.
+// A second signal leaves the engines to the next start, which takes them over.
 func TestSecondSignalEndsItAtOnce(t *testing.T) {
 	t.Parallel()
 	provisioner, root := serveProvisioner(t, 1)
@@ -249,14 +251,27 @@ func TestSecondSignalEndsItAtOnce(t *testing.T) {
 		t.Errorf("processes of the engine: %v, want both", found)
 	}
 	second := start(t, args...)
-	pools, err := connect(t, second, "unix://"+socket).ListPools(t.Context(), &poolv1.ListPoolsRequest{})
-	if err != nil || len(pools.GetPools()) > 0 {
-		t.Errorf("the next start knows %v, %v", pools, err)
+	c := connect(t, second, "unix://"+socket)
+	response, err := c.GetPool(t.Context(), &poolv1.GetPoolRequest{PoolId: "a"})
+	if err != nil {
+		t.Fatalf("GetPool: %v", err)
+	}
+	if pool := response.GetPool(); pool.GetState() != poolv1.PoolState_POOL_STATE_READY || !pool.GetReplicas()[0].GetAdopted() || int(pool.GetReplicas()[0].GetPid()) != pid {
+		t.Errorf("pool is %v, want it READY with process %d taken over", pool, pid)
+	}
+	if found := family(); len(found) != 2 {
+		t.Errorf("processes of the engine: %v, want both", found)
+	}
+	stream, err := c.Drain(t.Context(), &poolv1.DrainRequest{PoolId: "a", Deadline: durationpb.New(0)})
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("Drain: %v", err)
 	}
 	if found := family(); len(found) > 0 {
 		t.Errorf("processes of the engine are left: %v", found)
 	}
-	second.says(t, "an engine of an earlier manager was ended")
 	wantEmpty(t, filepath.Join(state, "replicas"))
 	wantEmpty(t, filepath.Join(state, "handoff"))
 	second.signal(t, syscall.SIGTERM)

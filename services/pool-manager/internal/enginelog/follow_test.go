@@ -244,21 +244,21 @@ func (f *trimmedMeanwhile) ReadAt(b []byte, offset int64) (int, error) {
 
 func TestTrimInTheMiddleOfReading(t *testing.T) {
 	t.Parallel()
-	for _, when := range []trimmedMeanwhile{{after: 1}, {before: 2}, {after: 2}, {before: 3}, {after: 3}} {
+	for _, when := range []*trimmedMeanwhile{{after: 1}, {before: 2}, {after: 2}, {before: 3}, {after: 3}} {
 		path := filepath.Join(t.TempDir(), "log")
 		add(t, path, "a long line before\n")
 		opened, err := os.Open(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer opened.Close()
+		t.Cleanup(func() { _ = opened.Close() })
 		when.File = opened
 		when.trim = func() {
 			if trimmed, err := (Keeper{Path: path, MaxBytes: 1}).Trim(testTime); err != nil || !trimmed {
 				t.Fatalf("Trim: %v, %v", trimmed, err)
 			}
 		}
-		r := reader{file: &when}
+		r := reader{file: when}
 		var got []Line
 		for range 3 {
 			if err := r.drain(func(l Line) error {

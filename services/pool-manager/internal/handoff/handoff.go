@@ -3,8 +3,9 @@
 // Package handoff tells programs without gRPC about ready replicas: one JSON file for each, there while it may be used.
 //
 // A reader sees a whole file or none, because a file comes by rename. It is not synced to disk: after a crash of the
-// machine no engine runs, so that no file of before may be believed, and Open removes what an ended manager left. The
-// files are readable by everybody and hold nothing secret. A Dir may be used by many goroutines.
+// machine no engine runs, so that no file of before may be believed. Files outlive the manager, as engines do: the next
+// one says with Keep which of them still stand for an engine. The files are readable by everybody and hold nothing
+// secret. A Dir may be used by many goroutines.
 package handoff
 
 import (
@@ -61,9 +62,8 @@ type Dir struct {
 	path string
 }
 
-// Open prepares the directory and removes the files of a manager that ended. Only files that are what Publish writes
-// are removed; the caller has made sure that no other manager publishes here. The reason of an error is StorageFailed
-// or DiskFull.
+// Open prepares the directory and removes what an interrupted Publish has left there. The caller has made sure that no
+// other manager publishes here. The reason of an error is StorageFailed or DiskFull.
 func Open(c Config) (*Dir, error) {
 	if !filepath.IsAbs(c.Dir) {
 		return nil, reason.New(reason.InvalidParams, fmt.Sprintf("handoff directory %q is not an absolute path", c.Dir),
@@ -73,40 +73,55 @@ func Open(c Config) (*Dir, error) {
 		return nil, storageError("create handoff directory", err)
 	}
 	d := &Dir{path: c.Dir}
-	names, err := os.ReadDir(c.Dir)
-	if err != nil {
-		return nil, storageError("read handoff directory", err)
-	}
-	for _, n := range names {
-		if !n.Type().IsRegular() || !d.isStale(n.Name()) {
-			continue
-		}
-		if err := os.Remove(filepath.Join(c.Dir, n.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, storageError("remove stale handoff file", err)
-		}
+	if err := d.clean(func(name string) bool { return strings.HasPrefix(name, tempPrefix) }); err != nil {
+		return nil, err
 	}
 	return d, nil
 }
 
-// isStale tells a file of ours, finished or not, from what else may lie in the directory.
-func (d *Dir) isStale(name string) bool {
-	if strings.HasPrefix(name, tempPrefix) {
-		return true
+// Keep removes the files of an earlier manager but those that wanted says true to, which is asked about each once. Only
+// files that are what Publish writes are asked about, and removed. It is to be called before the first Publish.
+func (d *Dir) Keep(wanted func(Entry) bool) error {
+	return d.clean(func(name string) bool {
+		entry, ours := d.read(name)
+		return ours && !wanted(entry)
+	})
+}
+
+// clean removes the files of which stale says so.
+func (d *Dir) clean(stale func(name string) bool) error {
+	names, err := os.ReadDir(d.path)
+	if err != nil {
+		return storageError("read handoff directory", err)
 	}
+	for _, n := range names {
+		if !n.Type().IsRegular() || !stale(n.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(d.path, n.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return storageError("remove stale handoff file", err)
+		}
+	}
+	return nil
+}
+
+// read tells a file of ours from what else may lie in the directory.
+func (d *Dir) read(name string) (Entry, bool) {
 	id, ok := strings.CutSuffix(name, suffix)
 	if !ok {
-		return false
+		return Entry{}, false
 	}
 	info, err := os.Lstat(filepath.Join(d.path, name))
 	if err != nil || info.Size() > maxBytes {
-		return false
+		return Entry{}, false
 	}
 	text, err := os.ReadFile(filepath.Join(d.path, name))
 	if err != nil {
-		return false
+		return Entry{}, false
 	}
 	var e Entry
-	return json.Unmarshal(text, &e) == nil && e.ReplicaID == id && strings.HasPrefix(id, e.PoolID+"-") && e.URL != ""
+	err = json.Unmarshal(text, &e)
+	return e, err == nil && e.ReplicaID == id && strings.HasPrefix(id, e.PoolID+"-") && e.URL != ""
 }
 
 // Publish writes the file of a replica, in place of an earlier one, and returns its path. On error the earlier one

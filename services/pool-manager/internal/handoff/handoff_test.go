@@ -132,11 +132,16 @@ func TestBadIDs(t *testing.T) {
 	}
 }
 
-func TestOpenRemovesOnlyWhatAManagerLeft(t *testing.T) {
+func TestKeepRemovesOnlyWhatIsNotWanted(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	d := openDir(t, dir)
 	if _, err := d.Publish(testEntry()); err != nil {
+		t.Fatal(err)
+	}
+	wanted := testEntry()
+	wanted.ReplicaID, wanted.PID = "chat-3", 43
+	if _, err := d.Publish(wanted); err != nil {
 		t.Fatal(err)
 	}
 	foreign := map[string]string{
@@ -156,10 +161,22 @@ func TestOpenRemovesOnlyWhatAManagerLeft(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, tempPrefix+"123"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	openDir(t, dir)
-	want := []string{"broken-0.json", "chat-1.json", "chat-2.json", "config.json", "notes.txt"}
+	d = openDir(t, dir)
+	want := []string{"broken-0.json", "chat-0.json", "chat-1.json", "chat-2.json", "chat-3.json", "config.json", "notes.txt"}
 	if got := names(t, dir); !slices.Equal(got, want) {
 		t.Errorf("files after Open: got %q, want %q", got, want)
+	}
+	asked := map[string]int{}
+	err := d.Keep(func(e Entry) bool {
+		asked[e.ReplicaID] = e.PID
+		return e.PID == 43
+	})
+	if diff := cmp.Diff(map[string]int{"chat-0": 42, "chat-3": 43}, asked); err != nil || diff != "" {
+		t.Errorf("Keep: %v, asked about (-want +got):\n%s", err, diff)
+	}
+	want = slices.DeleteFunc(want, func(name string) bool { return name == "chat-0.json" })
+	if got := names(t, dir); !slices.Equal(got, want) {
+		t.Errorf("files after Keep: got %q, want %q", got, want)
 	}
 }
 
@@ -171,6 +188,13 @@ func TestStorageErrors(t *testing.T) {
 	}
 	if _, err := Open(Config{Dir: "/proc/handoff"}); reason.Of(err) != reason.StorageFailed {
 		t.Errorf("Open where nothing can be created: %v", err)
+	}
+	gone := openDir(t, filepath.Join(dir, "gone"))
+	if err := os.Remove(filepath.Join(dir, "gone")); err != nil {
+		t.Fatal(err)
+	}
+	if err := gone.Keep(func(Entry) bool { return true }); reason.Of(err) != reason.StorageFailed {
+		t.Errorf("Keep without the directory: %v", err)
 	}
 	d := openDir(t, dir)
 	if err := os.Mkdir(filepath.Join(dir, "chat-0.json"), 0o700); err != nil {

@@ -8,68 +8,101 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/enginelog"
-	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/handoff"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/probe"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
-	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/supervision"
-)
-
-// How much of an engine's last words is kept.
-const (
-	lastLines = 50
-	lastBytes = 16 << 10
 )
 
 // undoLimit is how long the undoing of a failed launch may take, on top of the engine's own stop protocol.
 const undoLimit = time.Minute
 
+// Ending says why an engine is ended, for the record of its start.
+type Ending struct {
+	// By says for what, for people: "drain", "reload", "hung" and the like.
+	By string
+	// RequestsCut is how many requests it had when it was told to end.
+	RequestsCut int
+	// Hung is true if it is ended because it makes no progress.
+	Hung bool
+	// Cause says more, for people; it may be empty.
+	Cause string
+}
+
+// Stopped is how an engine was stopped.
+type Stopped struct {
+	Exit registry.Exit
+	// Killed is true if some process had to be killed because it did not end when told to.
+	Killed bool
+}
+
 // Engine is one running engine.
 type Engine struct {
 	launcher *Launcher
 	request  Request
-	process  *process.Process
+	process  Process
 	record   state.Record
 	how      plan
 	endpoint netip.AddrPort
 	info     Info
-	// asked is true once it was told to end while it ran.
-	asked bool
-	// hinting is the goroutine that follows the log while the engine gets ready.
-	hinting sync.WaitGroup
+	// recorded is true once its record names the process, so that the next manager can take it over.
+	recorded bool
+	// inherited is true if an earlier manager had started it, and held is since when we hold it; zero if we never did.
+	inherited bool
+	held      time.Time
+	// stuck is true once it was found that nothing of it moves while it was to prove itself.
+	stuck bool
+
+	// asked is true once it was told to end while it ran, and killed once something of it had to be killed.
+	asked, killed bool
+	ending        Ending
+	failure       string
+	// gone says how it ended, once it is proven gone.
+	gone  *registry.Exit
+	noted bool
+
+	// hinting is the goroutine that follows the log while the engine gets ready, saving the one that records that it is.
+	hinting, saving sync.WaitGroup
 	// trimming ends the goroutine that keeps the log small, and waits for it.
 	trimming func()
 }
 
-func newEngine(ctx context.Context, l *Launcher, request Request, running *process.Process, record state.Record, how plan) *Engine {
-	e := &Engine{
-		launcher: l, request: request, process: running, record: record, how: how,
+func newEngine(l *Launcher, request Request, running Process, record state.Record, how plan) *Engine {
+	return &Engine{
+		launcher: l, request: request, process: running, record: record, how: how, trimming: func() {},
 		info: Info{PID: record.Identity.PID, Started: record.StartedAt, LogPath: record.LogPath},
 	}
+}
+
+// keepLog keeps the log small from now on, and from being removed.
+func (e *Engine) keepLog(ctx context.Context) {
+	e.launcher.holdLog(e.info.LogPath)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx)) // The log outlives the launch.
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if err := (enginelog.Keeper{Path: record.LogPath}).Run(ctx); err != nil {
-			l.config.Logger.Warn("log is not kept small any more", zap.String("replica_id", string(request.Replica)), zap.Error(err))
+	var keeping sync.WaitGroup
+	keeping.Go(func() {
+		if err := e.launcher.config.Logs.Keep(ctx, e.info.LogPath); err != nil {
+			e.launcher.config.Logger.Warn("log is not kept small any more", zap.String("replica_id", string(e.request.Replica)), zap.Error(err))
 		}
-	}()
+	})
 	e.trimming = func() {
 		cancel()
-		<-ended
+		keeping.Wait()
 	}
-	return e
+}
+
+func (e *Engine) stage(phase registry.Phase) Stage {
+	s := Stage{Phase: phase, PID: e.info.PID, Started: e.info.Started, LogPath: e.info.LogPath}
+	if phase == registry.PhaseLoading {
+		progress := e.progress(time.Since(e.info.Started), 0)
+		s.Loading = &progress
+	}
+	return s
 }
 
 // Info says what is known of the engine. It never changes.
@@ -78,44 +111,41 @@ func (e *Engine) Info() Info { return e.info }
 // Done is closed when the engine's main process has exited.
 func (e *Engine) Done() <-chan struct{} { return e.process.Done() }
 
-// Offer writes the handoff file.
-func (e *Engine) Offer() error {
-	prepared := e.request.Prepared
-	_, err := e.launcher.config.Handoff.Publish(handoff.Entry{
-		Engine:           prepared.GetEngine().GetKind(),
-		EngineVersion:    prepared.GetEngine().GetVersion(),
-		ProvisioningMode: modeName(prepared.GetEngine().GetMode()),
-		URL:              e.info.Endpoint,
-		PoolID:           string(e.request.Pool),
-		ReplicaID:        string(e.request.Replica),
-		Model:            handoff.Model{ID: prepared.GetModel().GetId(), Path: modelPath(prepared.GetModel())},
-		Flags:            e.how.args,
-		SlotsTotal:       e.info.Slots,
-		SlotsFree:        e.info.Slots,
-		PID:              e.info.PID,
-	})
-	return err
-}
-
-func modeName(mode enginev1.ProvisioningMode) string {
-	return strings.ToLower(strings.TrimPrefix(mode.String(), "PROVISIONING_MODE_"))
-}
-
-func modelPath(model *enginev1.PreparedModel) string {
-	if files := model.GetFiles(); len(files) > 0 {
-		return files[0].GetPath()
+// exited tells whether the engine's main process has exited.
+func (e *Engine) exited() bool {
+	select {
+	case <-e.process.Done():
+		return true
+	default:
+		return false
 	}
-	return ""
 }
 
-// Withdraw removes the handoff file.
-func (e *Engine) Withdraw() error {
-	return e.launcher.config.Handoff.Withdraw(string(e.request.Replica))
+// saveReady has it recorded in the background that the engine is ready. The record of its start is durable already, and
+// what is lost can be asked again; nobody is to wait for a disk before the engine may be used.
+func (e *Engine) saveReady() {
+	record := e.record
+	e.saving.Go(func() {
+		e.launcher.saving <- struct{}{}
+		defer func() { <-e.launcher.saving }()
+		record.Identity = e.process.Identity() // A launcher that has executed the engine runs another program now.
+		if err := e.launcher.config.Records.Save(record); err != nil {
+			e.launcher.config.Logger.Warn("it is not on record that the engine is ready",
+				zap.String("replica_id", string(e.request.Replica)), zap.Error(err))
+		}
+	})
 }
 
-// Stop ends the whole tree as the contract says and returns when it is proven gone and its record removed. An engine that
-// had ended by itself before keeps the class of that. With an error some of it may be left, and the record is; call it again.
-func (e *Engine) Stop(ctx context.Context) (Stopped, error) {
+// Stop ends the whole tree as the contract says and returns when it is proven gone, the end of its start is on record and
+// its own record removed. Its class is STOPPED, KILLED if some process had to be killed, or HUNG; an engine that had ended
+// by itself before keeps the class of that. With an error some of it may be left, and the record is; call it again.
+func (e *Engine) Stop(ctx context.Context, ending Ending) (Stopped, error) {
+	if e.gone == nil {
+		e.ending = ending
+		if ending.Cause != "" {
+			e.failure = ending.Cause
+		}
+	}
 	stopped, err := e.end(ctx)
 	if err != nil {
 		return Stopped{}, err
@@ -125,35 +155,78 @@ func (e *Engine) Stop(ctx context.Context) (Stopped, error) {
 
 // end ends the whole tree and returns when it is proven gone.
 func (e *Engine) end(ctx context.Context) (Stopped, error) {
+	ran := !e.exited()
 	report, err := e.process.Stop(ctx, e.how.stop)
+	killed := !report.KilledAt.IsZero()
+	asked := ran && killed // A KILL to its group may have ended it before it got one of its own.
 	for _, sent := range report.Signals {
-		e.asked = e.asked || slices.Contains(sent.PIDs, e.info.PID)
+		asked = asked || slices.Contains(sent.PIDs, e.info.PID)
 	}
+	e.asked, e.killed = e.asked || asked && e.ending.By != byNobody, e.killed || killed
 	if err != nil {
 		return Stopped{}, err
 	}
-	return Stopped{Exit: e.exit(), Killed: !report.KilledAt.IsZero()}, nil
+	return Stopped{Exit: e.exit(), Killed: e.killed}, nil
 }
 
 // Bury ends what an engine that is Done has left, and returns how it ended. With an error some of it may be left.
 func (e *Engine) Bury(ctx context.Context) (registry.Exit, error) {
-	exit := e.exit()
 	if _, err := e.process.Stop(ctx, process.Policy{}); err != nil {
-		return exit, err
+		return e.exitNow(), err
 	}
-	return exit, e.clear()
+	return e.exit(), e.clear()
+}
+
+// Release gives up the hold on the engine, and whatever goes on here for it. Its processes, its record, its handoff file
+// and its log stay for the next manager. Repeating it does nothing.
+func (e *Engine) Release() {
+	e.settleDown()
+	e.process.Release()
+}
+
+// settleDown returns when nothing goes on here for the engine any more.
+func (e *Engine) settleDown() {
+	e.trimming()
+	e.hinting.Wait()
+	e.saving.Wait()
+	e.launcher.dropLog(e.info.LogPath)
 }
 
 // clear removes what stands for an engine that is proven gone.
 func (e *Engine) clear() error {
-	e.trimming()
-	e.hinting.Wait()
-	return errors.Join(e.Withdraw(), e.launcher.config.Records.Remove(e.record.Key()))
+	e.settleDown()
+	withdrawn := e.Withdraw()
+	e.note(e.exit()) // G7: before the record, which is what makes a later manager look for it.
+	return errors.Join(withdrawn, e.launcher.config.Records.Remove(e.record.Key()))
+}
+
+// fail is what Launch and Adopt return for an engine that has failed with err.
+func (e *Engine) fail(ctx context.Context, err error) (*Engine, error) {
+	if leaving(ctx) && e.recorded {
+		if e.lostBefore() || !e.exited() {
+			e.Release()
+			return nil, fmt.Errorf("replica %s, process %d: %w", e.request.Replica, e.info.PID, ErrLeave)
+		}
+		err = exitedError(e.process)
+	}
+	err = e.undo(ctx, err)
+	if failed := (*Error)(nil); errors.As(err, &failed) && failed.Exit == nil {
+		return e, err
+	}
+	return nil, err
+}
+
+// exitedError says that a process has ended, in terms that explain knows.
+func exitedError(p Process) error {
+	return reason.New(reason.WorkerStartFailed, "wait for engine", reason.Cause(&probe.ExitedError{Exit: p.Exit()}),
+		reason.Remedy("read the pool's logs"))
 }
 
 // undo takes a launch back that has failed with err.
 func (e *Engine) undo(ctx context.Context, err error) error {
-	cancelled := ctx.Err() != nil
+	cancelled := ctx.Err() != nil && !leaving(ctx)
+	e.failure = err.Error()
+	e.ending = Ending{By: e.blame(cancelled, err), Hung: e.stuck && e.wasReady()}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit+patience(e.how.stop))
 	defer cancel()
 	stopped, stopErr := e.end(ctx)
@@ -161,92 +234,40 @@ func (e *Engine) undo(ctx context.Context, err error) error {
 		// That something is left matters more than why it was to go.
 		return &Error{Err: errors.Join(stopErr, err)}
 	}
-	if cancelled {
-		e.settleLogs(logsOfUndone)
-	} else {
+	if !cancelled {
 		err = e.explain(err, stopped.Exit)
+		e.failure = err.Error()
+	}
+	switch {
+	case e.inherited: // It made no log.
+	case cancelled:
+		e.settleLogs(logsOfUndone)
+	default:
 		e.settleLogs(0)
 	}
 	return &Error{Exit: &stopped.Exit, Err: errors.Join(err, e.clear())}
 }
 
-// explain says of an engine that ended by itself while it was launched how it ended.
-func (e *Engine) explain(err error, exit registry.Exit) error {
-	if exit.Class == enginev1.ExitClass_EXIT_CLASS_STOPPED || reason.Of(err) != reason.WorkerStartFailed {
-		return err
+// lostBefore tells whether nobody here ever had a hold of its process.
+func (e *Engine) lostBefore() bool { return e.inherited && e.held.IsZero() }
+
+// blame says for what a start is ended that has failed with err.
+func (e *Engine) blame(cancelled bool, err error) string {
+	switch {
+	case e.lostBefore():
+		return byNobody
+	case cancelled:
+		return byCancel
+	case e.stuck && e.wasReady():
+		return byHang
+	case e.stuck:
+		return byStall
+	case reason.Of(err) == reason.WorkerStartTimeout:
+		return byTimeout
+	default:
+		return byMistrust
 	}
-	options := []reason.Option{
-		reason.Meta("exit_class", strings.TrimPrefix(exit.Class.String(), "EXIT_CLASS_")),
-		reason.Remedy("read the pool's logs; they end with the engine's own words"),
-	}
-	if _, told := errors.AsType[*probe.ExitedError](err); !told { // It says no more than Describe.
-		options = append(options, reason.Cause(err))
-	}
-	if exit.Signal != "" {
-		options = append(options, reason.Meta("signal", exit.Signal))
-	} else {
-		options = append(options, reason.Meta("exit_code", exit.Code))
-	}
-	if n := len(exit.LastLines); n > 0 {
-		options = append(options, reason.Meta("last_log_line", exit.LastLines[n-1]))
-	}
-	return reason.New(reason.WorkerStartFailed, fmt.Sprintf("replica %s was not ready when its engine ended: %s", e.request.Replica, Describe(exit)), options...)
 }
 
-// exit says how the engine ended.
-func (e *Engine) exit() registry.Exit {
-	status := e.process.Exit()
-	exit := registry.Exit{
-		Code:      status.Code,
-		Uptime:    status.Uptime,
-		Ended:     status.At,
-		LastLines: e.lastLines(),
-	}
-	if status.Signal != 0 {
-		exit.Code, exit.Signal = 0, unix.SignalName(status.Signal)
-	}
-	exit.Class = supervision.Classify(supervision.Ending{
-		Asked: e.asked, Code: exit.Code, Signal: exit.Signal, LastLines: exit.LastLines,
-	}, e.request.Prepared.GetContract().GetExitPatterns())
-	return exit
-}
-
-// lastLines returns the end of the engine's log, or none if it cannot be read.
-func (e *Engine) lastLines() []string {
-	tail, err := enginelog.Tail(e.info.LogPath, lastLines)
-	if err != nil {
-		return nil
-	}
-	room, first := lastBytes, len(tail)
-	for first > 0 {
-		text := strings.ToValidUTF8(tail[first-1].Text, "\uFFFD")
-		if first == len(tail) && len(text) > room { // The last line says most: it is cut, not left out.
-			text = strings.ToValidUTF8(text[:room], "")
-		}
-		if len(text) > room {
-			break
-		}
-		room -= len(text)
-		first--
-		tail[first].Text = text
-	}
-	lines := make([]string, 0, len(tail)-first)
-	for _, line := range tail[first:] {
-		lines = append(lines, line.Text)
-	}
-	return lines
-}
-
-// Describe says in a few words how an engine ended.
-func Describe(exit registry.Exit) string {
-	how := fmt.Sprintf("exit code %d", exit.Code)
-	if exit.Signal != "" {
-		how = "killed by " + exit.Signal
-	}
-	class := strings.TrimPrefix(exit.Class.String(), "EXIT_CLASS_")
-	text := fmt.Sprintf("%s (%s) after %s", how, class, exit.Uptime.Round(time.Millisecond))
-	if n := len(exit.LastLines); n > 0 {
-		text += "; last line: " + exit.LastLines[n-1]
-	}
-	return text
-}
+// wasReady tells whether an earlier manager had found it ready.
+func (e *Engine) wasReady() bool { return e.inherited && e.record.Phase == state.Ready }

@@ -3,12 +3,16 @@
 package launch
 
 import (
+	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -17,6 +21,7 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/handoff"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process/processtest"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
@@ -38,11 +43,14 @@ func TestStopKillsWhatIgnoresIt(t *testing.T) {
 	w, r := newWorld(t), request(t, s)
 	r.Prepared.Contract.Stop[0].Wait = durationpb.New(50 * time.Millisecond)
 	e := w.mustLaunch(t, r)
-	stopped, err := e.Stop(t.Context())
-	if err != nil || !stopped.Killed || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_STOPPED || stopped.Exit.Signal != "SIGKILL" {
+	stopped, err := e.Stop(t.Context(), Ending{By: "test"})
+	if err != nil || !stopped.Killed || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_KILLED || stopped.Exit.Signal != "SIGKILL" {
 		t.Errorf("Stop = %+v, %v, want killed", stopped, err)
 	}
 	w.audit(t, e.Info().PID)
+	if start := w.onlyStart(t); start.Class != "KILLED" || start.EndedBy != "test" || start.Signal != "SIGKILL" || start.ReadyAt.IsZero() || start.Adopted {
+		t.Errorf("on record is %+v", start)
+	}
 }
 
 func TestStopAfterACrashTellsOfTheCrash(t *testing.T) {
@@ -53,11 +61,14 @@ func TestStopAfterACrashTellsOfTheCrash(t *testing.T) {
 	tree := pids()
 	kill(t, e.Info().PID)
 	awaitDone(t, e)
-	stopped, err := e.Stop(t.Context())
+	stopped, err := e.Stop(t.Context(), Ending{By: "test"})
 	if err != nil || !stopped.Killed || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_SIGNAL {
 		t.Errorf("Stop = %+v, %v, want class SIGNAL", stopped, err)
 	}
 	w.audit(t, tree...)
+	if start := w.onlyStart(t); start.Class != "SIGNAL" || start.EndedBy != "" {
+		t.Errorf("on record is %+v, want an end by itself", start)
+	}
 }
 
 // orphans returns an engine with two processes in sessions of their own, and a function that tells their pids.
@@ -75,7 +86,7 @@ func orphans(t *testing.T, w *world) (*Engine, func() []int) {
 		return err == nil && strings.Count(string(text), "child up\n") == 2, string(text)
 	})
 	return e, func() []int {
-		members, err := e.process.Tree()
+		members, err := w.host.Find(e.record.Identity.Nonce)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,6 +119,9 @@ func TestBuryEndsTheOrphansOfACrash(t *testing.T) {
 		t.Error("no last words")
 	}
 	w.audit(t, left...)
+	if start := w.onlyStart(t); start.Class != "SIGNAL" || start.EndedBy != "" || len(start.LastLines) == 0 {
+		t.Errorf("on record is %+v", start)
+	}
 	if _, err := e.Bury(t.Context()); err != nil {
 		t.Errorf("a second Bury: %v", err)
 	}
@@ -119,7 +133,7 @@ func TestStopEndsTheWholeTree(t *testing.T) {
 	e, pids := orphans(t, w)
 	e.how.stop.Steps[0].Wait = 50 * time.Millisecond
 	tree := pids()
-	stopped, err := e.Stop(t.Context())
+	stopped, err := e.Stop(t.Context(), Ending{By: "test"})
 	if err != nil || !stopped.Killed {
 		t.Errorf("Stop = %+v, %v, want killed: the children ignore TERM", stopped, err)
 	}
@@ -135,17 +149,128 @@ func TestStopAgain(t *testing.T) {
 	if err := os.Rename(folder, folder+".away"); err != nil {
 		t.Fatal(err)
 	}
-	if stopped, err := e.Stop(t.Context()); err == nil {
+	if stopped, err := e.Stop(t.Context(), Ending{By: "test"}); err == nil {
 		t.Errorf("Stop = %+v and no error, without the folder of records", stopped)
 	}
 	if err := os.Rename(folder+".away", folder); err != nil {
 		t.Fatal(err)
 	}
-	stopped, err := e.Stop(t.Context())
+	stopped, err := e.Stop(t.Context(), Ending{By: "test"})
 	if err != nil || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_STOPPED {
 		t.Errorf("a second Stop = %+v, %v", stopped, err)
 	}
 	w.audit(t, e.Info().PID)
+}
+
+// A contract without steps has it killed at once, and that is its end as asked for.
+func TestStopWithoutSteps(t *testing.T) {
+	t.Parallel()
+	w, r := newWorld(t), request(t, ready())
+	r.Prepared.Contract.Stop = nil
+	e := w.mustLaunch(t, r)
+	stopped, err := e.Stop(t.Context(), Ending{By: "drain", RequestsCut: 4})
+	if err != nil || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_KILLED || stopped.Exit.RequestsCut != 4 {
+		t.Errorf("Stop = %+v, %v, want KILLED", stopped, err)
+	}
+	if start := w.onlyStart(t); start.EndedBy != "drain" || start.RequestsCut != 4 {
+		t.Errorf("on record is %+v", start)
+	}
+}
+
+func TestStopByOneKillOfTheGroup(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWorld{kills: true}
+		e, err := w.launcher(t).Launch(t.Context(), request(t, processtest.Script{}), ignoreStage)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stopped, err := e.Stop(t.Context(), Ending{By: "drain"})
+		if err != nil || !stopped.Killed || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_KILLED || w.starts[0].EndedBy != "drain" {
+			t.Errorf("Stop = %+v, %v, on record %+v", stopped, err, w.starts)
+		}
+	})
+}
+
+func TestStopOfWhatHangs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	e := w.mustLaunch(t, request(t, ready()))
+	stopped, err := e.Stop(t.Context(), Ending{By: "hung", Hung: true, Cause: "nothing moved for 60 s"})
+	if err != nil || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_HUNG {
+		t.Errorf("Stop = %+v, %v, want HUNG", stopped, err)
+	}
+	if start := w.onlyStart(t); start.Class != "HUNG" || start.EndedBy != "hung" || start.Error != "nothing moved for 60 s" {
+		t.Errorf("on record is %+v", start)
+	}
+}
+
+// A disk that is full must not keep an engine from ending.
+func TestStopThatCannotBePutOnRecord(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	e := w.mustLaunch(t, request(t, ready()))
+	e.saving.Wait()
+	if err := os.RemoveAll(filepath.Join(w.stateDir, "starts")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(w.stateDir, "starts"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if stopped, err := e.Stop(t.Context(), Ending{By: "drain"}); err != nil || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_STOPPED {
+		t.Errorf("Stop = %+v, %v", stopped, err)
+	}
+	w.audit(t, e.Info().PID)
+	if got := w.logs.Lines("how a start ended is not on record"); len(got) != 1 || got[0].Fields["pool_id"] != "p" {
+		t.Errorf("logged %v", got)
+	}
+}
+
+// While one engine takes the place of another they share the replica's file, and each has its log.
+func TestTheEndOfAnOldGenerationLeavesTheNewOne(t *testing.T) {
+	t.Parallel()
+	w, r := newWorld(t), request(t, ready())
+	older := w.mustLaunch(t, r)
+	r.Generation, r.Quiet = 2, true
+	newer := w.mustLaunch(t, r)
+	offered := func() int {
+		text, err := os.ReadFile(filepath.Join(w.handoffDir, "p-0.json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return 0
+		}
+		var entry handoff.Entry
+		if err := errors.Join(err, json.Unmarshal(text, &entry)); err != nil {
+			t.Fatal(err)
+		}
+		return entry.PID
+	}
+	if got := offered(); got != older.Info().PID {
+		t.Errorf("offered is %d before the switch, want the old one, %d", got, older.Info().PID)
+	}
+	if _, err := os.Stat(older.Info().LogPath); err != nil {
+		t.Errorf("the log of an engine that runs is gone: %v", err)
+	}
+	if err := newer.Withdraw(); err != nil || offered() != older.Info().PID {
+		t.Errorf("Withdraw = %v of what was not offered: offered is %d", err, offered())
+	}
+	if err := newer.Offer(); err != nil {
+		t.Fatal(err)
+	}
+	if err := older.Withdraw(); err != nil {
+		t.Error(err)
+	}
+	if _, err := older.Stop(t.Context(), Ending{By: "reload"}); err != nil {
+		t.Error(err)
+	}
+	if got := offered(); got != newer.Info().PID {
+		t.Errorf("offered is %d after the old one has ended, want the new one, %d", got, newer.Info().PID)
+	}
+	if _, err := newer.Stop(t.Context(), Ending{By: "drain"}); err != nil || offered() != 0 {
+		t.Errorf("Stop = %v, offered is %d", err, offered())
+	}
+	if n := len(w.launcher.offers.of); n > 0 {
+		t.Errorf("%d offers are remembered of no engine", n)
+	}
 }
 
 func TestLastLines(t *testing.T) {
@@ -178,7 +303,7 @@ func TestLastLines(t *testing.T) {
 			if err := os.WriteFile(path, []byte(tt.log), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			got, size := (&Engine{info: Info{LogPath: path}}).lastLines(), 0
+			got, size := lastWords(&FileLogs{}, path), 0
 			for _, line := range got {
 				size += len(line)
 				if !utf8.ValidString(line) {
@@ -190,7 +315,7 @@ func TestLastLines(t *testing.T) {
 			}
 		})
 	}
-	if got := (&Engine{info: Info{LogPath: "/nonexistent"}}).lastLines(); got != nil {
+	if got := lastWords(&FileLogs{}, "/nonexistent"); got != nil {
 		t.Errorf("lines of no log: %q", got)
 	}
 }

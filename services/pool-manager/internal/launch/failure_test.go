@@ -38,7 +38,7 @@ func (w *world) fail(ctx context.Context, t *testing.T, r Request, stage func(St
 		stage(s)
 	})
 	if err == nil {
-		_, stopErr := e.Stop(ctx)
+		_, stopErr := e.Stop(ctx, Ending{By: "test"})
 		t.Fatalf("Launch succeeded; Stop: %v", stopErr)
 	}
 	a.err = err
@@ -135,6 +135,11 @@ func TestEngineThatEndsByItself(t *testing.T) {
 			if _, err := os.Stat(a.log); err != nil {
 				t.Errorf("the log is gone: %v", err)
 			}
+			start := w.onlyStart(t)
+			if start.Class != tt.meta["exit_class"] || start.Signal != tt.meta["signal"] || start.EndedBy != "" || start.PID != a.pids[0] ||
+				start.Error != a.err.Error() || start.Uptime != exit.Uptime || len(start.LastLines) != len(exit.LastLines) {
+				t.Errorf("on record is %+v, want %v", start, tt.meta)
+			}
 		})
 	}
 }
@@ -197,8 +202,18 @@ func TestEngineThatIsNotWhatWasPrepared(t *testing.T) {
 			if !strings.Contains(a.err.Error(), tt.says) {
 				t.Errorf("%q does not say %q", a.err, tt.says)
 			}
-			if exit := a.exit(t); exit.Class != enginev1.ExitClass_EXIT_CLASS_STOPPED {
-				t.Errorf("exit is %+v, want STOPPED: we ended it", exit)
+			exit, class, by := a.exit(t), enginev1.ExitClass_EXIT_CLASS_STOPPED, byMistrust
+			if len(s.Ignore) > 0 {
+				class = enginev1.ExitClass_EXIT_CLASS_KILLED
+			}
+			if exit.Class != class {
+				t.Errorf("exit is %+v, want %s: we ended it", exit, class)
+			}
+			if tt.want == reason.WorkerStartTimeout {
+				by = byTimeout
+			}
+			if start := w.onlyStart(t); start.EndedBy != by || start.Class != className(class) || !strings.Contains(start.Error, tt.says) {
+				t.Errorf("on record is %+v, want ended by %s", start, by)
 			}
 		})
 	}
@@ -251,6 +266,9 @@ func TestCancelledLaunchLeavesNothing(t *testing.T) {
 			if exit := a.exit(t); exit.Class != enginev1.ExitClass_EXIT_CLASS_STOPPED {
 				t.Errorf("exit is %+v, want STOPPED", exit)
 			}
+			if start := w.onlyStart(t); start.Class != "STOPPED" || start.EndedBy != byCancel || !strings.Contains(start.Error, "enough") {
+				t.Errorf("on record is %+v, want cancelled", start)
+			}
 		})
 	}
 }
@@ -281,9 +299,7 @@ func TestProcessThatCannotBeRecorded(t *testing.T) {
 	if records := w.loaded(t); len(records) != 1 {
 		t.Errorf("records: %+v, want the one that could not be removed", records)
 	}
-	if err := w.launcher.Reclaim(t.Context()); err != nil {
-		t.Errorf("Reclaim: %v", err)
-	}
+	w.endAll(t.Context(), t)
 	w.audit(t, pid)
 }
 

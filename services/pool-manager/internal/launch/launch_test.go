@@ -27,12 +27,12 @@ func TestNewRefusesWhatItCannotDoWithout(t *testing.T) {
 	t.Parallel()
 	whole := newWorld(t).config
 	for name, breaks := range map[string]func(*Config){
-		"no host":             func(c *Config) { c.Host = nil },
-		"no records":          func(c *Config) { c.Records = nil },
-		"no handoff":          func(c *Config) { c.Handoff = nil },
-		"no trust":            func(c *Config) { c.Trust = nil },
-		"no prober":           func(c *Config) { c.Prober = nil },
-		"relative log folder": func(c *Config) { c.LogDir = "logs" },
+		"no host":    func(c *Config) { c.Host = nil },
+		"no records": func(c *Config) { c.Records = nil },
+		"no handoff": func(c *Config) { c.Handoff = nil },
+		"no trust":   func(c *Config) { c.Trust = nil },
+		"no prober":  func(c *Config) { c.Prober = nil },
+		"no logs":    func(c *Config) { c.Logs = nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -42,6 +42,9 @@ func TestNewRefusesWhatItCannotDoWithout(t *testing.T) {
 				t.Error("New succeeded")
 			}
 		})
+	}
+	if _, err := NewFileLogs("logs"); err == nil {
+		t.Error("NewFileLogs succeeded with a relative folder")
 	}
 }
 
@@ -100,12 +103,13 @@ func TestLaunch(t *testing.T) {
 	if err != nil || answer.StatusCode != http.StatusOK {
 		t.Errorf("the endpoint answers %v, %v", answer, err)
 	}
-	if n, err := e.InFlight(t.Context()); n != 3 || err != nil {
-		t.Errorf("InFlight = %d, %v, want 3", n, err)
+	if got, err := e.Activity(t.Context()); got != (Activity{InFlight: 3}) || err != nil {
+		t.Errorf("Activity = %+v, %v, want 3 in flight", got, err)
 	}
-	wantEnvironment(t, info.PID, "SOME=value", process.NonceVar+"="+at[0].Identity.Nonce)
+	wantEnvironment(t, info.PID, "SOME=value", process.NonceVar+"="+at[0].Identity.Nonce,
+		process.ManagerVar+"="+w.records.ManagerID(), process.PoolVar+"=p", process.ReplicaVar+"=p-0", process.GenerationVar+"=1")
 
-	stopped, err := e.Stop(t.Context())
+	stopped, err := e.Stop(t.Context(), Ending{By: "test"})
 	if err != nil || stopped.Killed || stopped.Exit.Class != enginev1.ExitClass_EXIT_CLASS_STOPPED || stopped.Exit.Uptime <= 0 {
 		t.Errorf("Stop = %+v, %v", stopped, err)
 	}
@@ -118,7 +122,7 @@ func TestLaunch(t *testing.T) {
 	if info, err := os.Stat(info.LogPath); err != nil || info.Mode().Perm() != 0o600 || info.Size() == 0 {
 		t.Errorf("log: %v, %v, want it kept for its owner", info, err)
 	}
-	if _, err := e.Stop(t.Context()); err != nil {
+	if _, err := e.Stop(t.Context(), Ending{By: "test"}); err != nil {
 		t.Errorf("a second Stop: %v", err)
 	}
 }
@@ -187,15 +191,15 @@ func TestEngineWithoutSlotsAndCount(t *testing.T) {
 	if got := e.Info().Slots; got != 0 {
 		t.Errorf("slots %d, want 0: not known", got)
 	}
-	if n, err := e.InFlight(t.Context()); err == nil {
-		t.Errorf("InFlight = %d, want an error: not known is not zero", n)
+	if got, err := e.Activity(t.Context()); err == nil {
+		t.Errorf("Activity = %+v, want an error: not known is not zero", got)
 	}
 }
 
 func TestALaunchRemovesTheLogsOfOlderStarts(t *testing.T) {
 	t.Parallel()
 	w, r := newWorld(t), request(t, ready())
-	dir := filepath.Join(w.config.LogDir, "p")
+	dir := filepath.Join(w.logDir, "p")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +227,7 @@ func TestDeleteLogsLeavesOtherPools(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for _, pool := range []string{"p", "p2"} {
-		if err := os.MkdirAll(filepath.Join(w.config.LogDir, pool, "0-1.log"), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(w.logDir, pool, "0-1.log"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -232,7 +236,7 @@ func TestDeleteLogsLeavesOtherPools(t *testing.T) {
 			t.Errorf("DeleteLogs: %v", err)
 		}
 	}
-	entries, err := os.ReadDir(w.config.LogDir)
+	entries, err := os.ReadDir(w.logDir)
 	if err != nil || len(entries) != 1 || entries[0].Name() != "p2" {
 		t.Errorf("left: %v, %v, want p2", entries, err)
 	}
@@ -246,7 +250,7 @@ func TestHintComesWithItsLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	e := &Engine{info: Info{LogPath: path}}
+	e := &Engine{info: Info{LogPath: path}, launcher: &Launcher{config: Config{Logs: &FileLogs{}}}}
 	hint, end := e.hint(t.Context(), "is listening")
 	if _, err := log.WriteString("loading\n"); err != nil {
 		t.Fatal(err)

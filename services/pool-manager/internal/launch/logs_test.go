@@ -22,7 +22,7 @@ import (
 // writeLogs makes files in the folder of logs of pool p.
 func (w *world) writeLogs(t *testing.T, names ...string) {
 	t.Helper()
-	dir := filepath.Join(w.config.LogDir, "p")
+	dir := filepath.Join(w.logDir, "p")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +36,7 @@ func (w *world) writeLogs(t *testing.T, names ...string) {
 // wantLogs compares what is in the folder of logs of pool p.
 func (w *world) wantLogs(t *testing.T, want ...string) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Join(w.config.LogDir, "p"))
+	entries, err := os.ReadDir(filepath.Join(w.logDir, "p"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestLogsOfOlderStartsAreLeftUntilThereIsAnother(t *testing.T) {
 				}
 			})
 			if err == nil {
-				_, err = e.Stop(t.Context())
+				_, err = e.Stop(t.Context(), Ending{By: "test"})
 			}
 			t.Logf("Launch and Stop: %v", err)
 			w.wantLogs(t, tt.want...)
@@ -141,34 +141,13 @@ func TestLogsThatCannotBeRemoved(t *testing.T) {
 	t.Parallel()
 	w, r := newWorld(t), request(t, ready())
 	w.writeLogs(t, "0-2.log")
-	if err := os.MkdirAll(filepath.Join(w.config.LogDir, "p", "0-1.log", "full"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(w.logDir, "p", "0-1.log", "full"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	r.Generation = 3
 	w.mustLaunch(t, r)
 	w.wantLogs(t, "0-1.log", "0-3.log")
 	if got := w.logs.Lines("old logs were not removed"); len(got) != 1 || got[0].Fields["replica_id"] != "p-0" {
-		t.Errorf("logged %v", got)
-	}
-}
-
-func TestReclaimRemovesTheLogsOfForgottenPools(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	if err := w.launcher.Reclaim(t.Context()); err != nil { // A first start: there is no folder of logs.
-		t.Fatal(err)
-	}
-	w.writeLogs(t, "0-1.log", "0-1.log.1")
-	_, record := w.leave(t)
-	w.save(t, record)
-	if err := w.next(t).Reclaim(t.Context()); err != nil {
-		t.Fatalf("Reclaim: %v", err)
-	}
-	entries, err := os.ReadDir(w.config.LogDir)
-	if err != nil || len(entries) > 0 {
-		t.Errorf("logs are left: %v, %v", entries, err)
-	}
-	if got := w.logs.Lines("logs of an earlier manager were not removed"); len(got) > 0 {
 		t.Errorf("logged %v", got)
 	}
 }

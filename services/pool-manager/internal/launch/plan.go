@@ -83,7 +83,7 @@ func environment(base []string, launch *enginev1.ProcessLaunch) ([]string, error
 		values[name] = value
 	}
 	for name, value := range launch.GetEnv() {
-		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") || name == process.NonceVar {
+		if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") || process.Reserved(name) {
 			return nil, notUnderstood(fmt.Sprintf("environment variable %q", name))
 		}
 		values[name] = value

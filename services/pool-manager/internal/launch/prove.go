@@ -4,25 +4,67 @@ package launch
 
 import (
 	"context"
-	"fmt"
-	"net/netip"
+	"errors"
 	"strings"
 	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
-	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/enginelog"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/probe"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 )
 
-// prove returns nil when the engine is ready, on a socket of its own, and names our model (G6).
-func (e *Engine) prove(ctx context.Context, verifying func()) error {
-	ctx, cancel := context.WithTimeout(ctx, e.request.timeout())
+// askAgain is the pause after an engine that was ready before did not say what it is: it may be busy.
+const askAgain = 100 * time.Millisecond
+
+// limits are how long an engine may take to prove itself.
+type limits struct {
+	// ready limits it all.
+	ready time.Duration
+	// still is how long nothing of it may move meanwhile.
+	still time.Duration
+	// again is how long it is asked again which model it serves when it does not say; 0 asks once.
+	again time.Duration
+}
+
+// prove returns nil when the engine is ready, on a socket of its own, and names our model (G6). Stage is told how the load
+// comes on, and of the phase of verifying.
+func (e *Engine) prove(ctx context.Context, limits limits, stage func(Stage)) error {
+	ctx, cancel := context.WithTimeout(ctx, limits.ready)
 	defer cancel()
+	asked, err := e.awaitReady(ctx, limits.still, stage)
+	if err != nil {
+		return err
+	}
+	stage(e.stage(registry.PhaseVerifying))
+	if err := e.identify(ctx, limits.again); err != nil {
+		return err
+	}
+	e.info.Endpoint = "http://" + e.endpoint.String()
+	e.info.Ready = time.Now()
+	switch {
+	case !e.inherited:
+		e.info.LoadTime = e.info.Ready.Sub(e.info.Started)
+	case !e.record.ReadyAt.IsZero():
+		e.info.Ready = e.record.ReadyAt
+		e.info.LoadTime = max(0, e.record.ReadyAt.Sub(e.record.StartedAt))
+	case asked > 1: // We have seen it load.
+		e.info.LoadTime = max(0, e.info.Ready.Sub(e.info.Started))
+	}
+	e.record.Phase, e.record.Endpoint, e.record.ReadyAt = state.Ready, e.info.Endpoint, e.info.Ready
+	return nil
+}
+
+// awaitReady waits until the engine says that it is ready, and returns how often it was asked.
+func (e *Engine) awaitReady(ctx context.Context, still time.Duration, stage func(Stage)) (asked int, err error) {
 	contract := e.request.Prepared.GetContract()
-	hint, following := e.hint(ctx, contract.GetReadyLogHint())
-	defer following()
-	found, err := e.launcher.config.Prober.Ready(ctx, probe.Wait{
+	moving, watched := e.watchLoad(ctx, still, stage)
+	var hint <-chan struct{}
+	following := func() {}
+	if !e.wasReady() {
+		hint, following = e.hint(moving, contract.GetReadyLogHint())
+	}
+	found, err := e.launcher.config.Prober.Ready(moving, probe.Wait{
 		Engine:  e.process,
 		Holders: e.launcher.config.Host,
 		Host:    loopback(),
@@ -31,46 +73,62 @@ func (e *Engine) prove(ctx context.Context, verifying func()) error {
 		Status:  int(contract.GetReady().GetStatus()),
 		Hint:    hint,
 	})
-	if err != nil {
-		return err
+	following()
+	watched()
+	if err != nil && e.stuck {
+		return found.Asked, context.Cause(moving)
 	}
-	verifying()
-	if err := e.identify(ctx, found.Endpoint); err != nil {
-		return err
-	}
+	e.stuck = false // It was ready all the same.
 	e.endpoint = found.Endpoint
-	e.info.Endpoint = "http://" + found.Endpoint.String()
-	e.info.Ready = time.Now()
-	// The record of the start is durable; that it got ready need not be, for it can be asked again.
-	e.record.Phase, e.record.Endpoint = state.Ready, e.info.Endpoint
-	return nil
+	return found.Asked, err
 }
 
 // identify asks the engine which model it serves and how many requests at once.
-func (e *Engine) identify(ctx context.Context, at netip.AddrPort) error {
+func (e *Engine) identify(ctx context.Context, again time.Duration) error {
+	deadline := time.Now().Add(again)
+	for {
+		what, err := e.ask(ctx)
+		if err == nil {
+			return nil
+		}
+		_, another := errors.AsType[*probe.MismatchError](err)
+		if another || ctx.Err() != nil || e.exited() || !time.Now().Before(deadline) {
+			return reason.New(reason.WorkerStartFailed, what, reason.Cause(err),
+				reason.Remedy("look at the engine's log; it may not be the engine that it was prepared as"))
+		}
+		pause := time.NewTimer(askAgain)
+		select {
+		case <-pause.C:
+		case <-e.process.Done():
+		case <-ctx.Done():
+		}
+		pause.Stop()
+	}
+}
+
+// ask asks once; on error it returns what the engine did not say.
+func (e *Engine) ask(ctx context.Context) (what string, err error) {
 	contract, prober := e.request.Prepared.GetContract(), e.launcher.config.Prober
 	identity := contract.GetIdentity()
 	field := probe.Field{Path: identity.GetField().GetPath(), Name: identity.GetField().GetField()}
-	if err := prober.Identify(ctx, at, field, identity.GetExpected()); err != nil {
-		return reason.New(reason.WorkerStartFailed, "the engine did not prove which model it serves", reason.Cause(err),
-			reason.Remedy("look at the engine's log; it may not be the engine that it was prepared as"))
+	if err := prober.Identify(ctx, e.endpoint, field, identity.GetExpected()); err != nil {
+		return "the engine did not prove which model it serves", err
 	}
 	slots := contract.GetSlots()
 	if slots == nil {
-		return nil
+		return "", nil
 	}
-	count, err := prober.Count(ctx, at, probe.Field{Path: slots.GetPath(), Name: slots.GetField()})
+	count, err := prober.Count(ctx, e.endpoint, probe.Field{Path: slots.GetPath(), Name: slots.GetField()})
 	if err != nil {
-		return reason.New(reason.WorkerStartFailed, "the engine did not say how many slots it has", reason.Cause(err),
-			reason.Remedy("look at the engine's log; it may not be the engine that it was prepared as"))
+		return "the engine did not say how many slots it has", err
 	}
 	e.info.Slots = count
-	return nil
+	return "", nil
 }
 
 // hint follows the engine's log and signals each line that holds the text. The returned function tells it to end, and does
 // not wait: giving up a watch on a file takes the kernel some 15 ms, which would be the larger part of what a start costs.
-// clear waits.
+// settleDown waits.
 func (e *Engine) hint(ctx context.Context, text string) (<-chan struct{}, func()) {
 	if text == "" {
 		return nil, func() {}
@@ -79,24 +137,14 @@ func (e *Engine) hint(ctx context.Context, text string) (<-chan struct{}, func()
 	ctx, cancel := context.WithCancel(ctx)
 	e.hinting.Go(func() {
 		// A log that cannot be followed costs some milliseconds, not the start.
-		_ = enginelog.Follow(ctx, e.info.LogPath, 0, func(line enginelog.Line) error {
-			if strings.Contains(line.Text, text) {
+		_ = e.launcher.config.Logs.Follow(ctx, e.info.LogPath, func(line string) {
+			if strings.Contains(line, text) {
 				select {
 				case hint <- struct{}{}:
 				default:
 				}
 			}
-			return nil
 		})
 	})
 	return hint, cancel
-}
-
-// InFlight asks the engine how many requests it has. An error means that it does not say.
-func (e *Engine) InFlight(ctx context.Context) (int, error) {
-	activity := e.request.Prepared.GetContract().GetActivity()
-	if activity == nil {
-		return 0, fmt.Errorf("replica %s: its engine has no count of requests", e.request.Replica)
-	}
-	return e.launcher.config.Prober.InFlight(ctx, e.endpoint, probe.Activity{Path: activity.GetPath(), Gauges: activity.GetGauges()})
 }

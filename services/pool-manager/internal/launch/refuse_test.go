@@ -15,6 +15,7 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process/processtest"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
@@ -61,6 +62,9 @@ func TestLaunchThatIsRefusedMakesNothing(t *testing.T) {
 		{"a bad environment", func(_ *testing.T, _ *world, r *Request) {
 			r.Prepared.Process.Env = map[string]string{"A=B": "c"}
 		}, reason.WorkerStartFailed, `"A=B"`},
+		{"a variable of ours", func(_ *testing.T, _ *world, r *Request) {
+			r.Prepared.Process.Env = map[string]string{process.ManagerVar: "another"}
+		}, reason.WorkerStartFailed, process.ManagerVar},
 		{"a stop signal that is none", func(_ *testing.T, _ *world, r *Request) {
 			r.Prepared.Contract.Stop[0].Signal = "TERM"
 		}, reason.WorkerStartFailed, `stop step "TERM"`},
@@ -76,7 +80,7 @@ func TestLaunchThatIsRefusedMakesNothing(t *testing.T) {
 			t.Cleanup(func() { _ = os.Mkdir(filepath.Join(w.stateDir, "replicas"), 0o700) })
 		}, reason.StorageFailed, "save record"},
 		{"logs that cannot be kept", func(t *testing.T, w *world, _ *Request) {
-			if err := os.WriteFile(w.config.LogDir, nil, 0o600); err != nil {
+			if err := os.WriteFile(w.logDir, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}, reason.StorageFailed, "folder for logs"},
@@ -91,7 +95,7 @@ func TestLaunchThatIsRefusedMakesNothing(t *testing.T) {
 			tt.change(t, w, &r)
 			e, err := w.launcher.Launch(t.Context(), r, func(s Stage) { t.Errorf("a process was made: %+v", s) })
 			if err == nil {
-				_, err = e.Stop(t.Context())
+				_, err = e.Stop(t.Context(), Ending{By: "test"})
 			}
 			wantReason(t, err, tt.want)
 			if err == nil || !strings.Contains(err.Error(), tt.says) {
@@ -105,6 +109,13 @@ func TestLaunchThatIsRefusedMakesNothing(t *testing.T) {
 			}
 			_ = os.Mkdir(filepath.Join(w.stateDir, "replicas"), 0o700)
 			w.audit(t)
+			if tt.want == reason.InvalidParams { // Nothing of such a pool can be recorded.
+				return
+			}
+			start := w.onlyStart(t)
+			if start.PID != 0 || start.Class != "UNSPECIFIED" || start.Error != err.Error() || start.StartedAt.IsZero() || start.EndedBy != "" {
+				t.Errorf("on record is %+v, want the error and no process", start)
+			}
 		})
 	}
 }
@@ -119,6 +130,9 @@ func TestCancelledCheckMakesNothing(t *testing.T) {
 		t.Errorf("Launch = %v, want the cause", err)
 	}
 	w.audit(t)
+	if start := w.onlyStart(t); start.EndedBy != byCancel {
+		t.Errorf("on record is %+v, want cancelled", start)
+	}
 }
 
 func TestPortOfAnother(t *testing.T) {

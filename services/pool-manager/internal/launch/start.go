@@ -16,6 +16,20 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/trust"
 )
 
+// start makes the process. On error there is none, no record of it, and it is on record that the start has failed.
+func (l *Launcher) start(ctx context.Context, request Request) (*Engine, error) {
+	began := time.Now()
+	how, err := understand(l.config.Env, request)
+	if err == nil {
+		err = l.check(ctx, request)
+	}
+	if err != nil {
+		l.noteUnmade(ctx, request, began, err)
+		return nil, err
+	}
+	return l.spawn(ctx, request, how, began)
+}
+
 // check refuses what must not be started: files that are not what was prepared, a port that somebody has.
 func (l *Launcher) check(ctx context.Context, request Request) error {
 	process := request.Prepared.GetProcess()
@@ -46,47 +60,59 @@ func (l *Launcher) check(ctx context.Context, request Request) error {
 }
 
 // spawn records the intent and makes the process. On error neither is left, and no process was ever told of.
-func (l *Launcher) spawn(ctx context.Context, request Request, how plan) (*Engine, error) {
-	launch := request.Prepared.GetProcess()
-	logPath, err := l.newLog(request)
+func (l *Launcher) spawn(ctx context.Context, request Request, how plan, began time.Time) (*Engine, error) {
+	logPath, err := l.config.Logs.Begin(request.Pool, request.Index, request.Generation)
 	if err != nil {
+		l.noteUnmade(ctx, request, began, err)
 		return nil, err
 	}
-	record := state.Record{
-		PoolID:     string(request.Pool),
-		Replica:    request.Index,
-		Generation: request.Generation,
-		PreparedID: request.Prepared.GetPreparedId(),
-		Phase:      state.Intended,
-		Identity:   process.Identity{BootID: l.config.Host.BootID(), Nonce: process.NewNonce()},
-		Executable: launch.GetExecutable(),
-		LogPath:    logPath,
-		CreatedAt:  time.Now(),
-	}
+	record := l.intent(request, logPath)
 	if err := l.config.Records.Save(record); err != nil { // G1: before the spawn.
+		l.noteUnmade(ctx, request, began, err)
 		// A save that failed may have left a record. It stands for nothing, and may stay if it cannot be removed either.
 		_ = l.config.Records.Remove(record.Key())
 		return nil, err
 	}
 	running, err := l.config.Host.Spawn(process.Command{
-		Executable: launch.GetExecutable(),
+		Executable: record.Executable,
 		Args:       how.args,
 		Env:        how.env,
-		Dir:        launch.GetWorkingDir(),
+		Dir:        request.Prepared.GetProcess().GetWorkingDir(),
 		LogPath:    logPath,
 		Nonce:      record.Identity.Nonce,
+		Manager:    record.Manager,
+		Pool:       record.PoolID,
+		Replica:    string(request.Replica),
+		Generation: record.Generation,
 	})
 	if err != nil {
-		return nil, errors.Join(err, l.config.Records.Remove(record.Key()), removeLog(logPath))
+		l.noteUnmade(ctx, request, began, err)
+		return nil, errors.Join(err, l.config.Records.Remove(record.Key()), l.config.Logs.Remove(logPath))
 	}
 	record.Identity = running.Identity()
 	record.Phase, record.StartedAt = state.Started, time.Now()
-	return newEngine(ctx, l, request, running, record, how), nil
+	e := newEngine(l, request, running, record, how)
+	e.keepLog(ctx)
+	return e, nil
 }
 
-// record makes it durable which process was made.
-func (l *Launcher) record(e *Engine) error {
-	return l.config.Records.Save(e.record)
+// intent is the record of a start before there is a process.
+func (l *Launcher) intent(request Request, logPath string) state.Record {
+	return state.Record{
+		PoolID:     string(request.Pool),
+		Replica:    request.Index,
+		Generation: request.Generation,
+		Edition:    request.Edition,
+		PreparedID: request.Prepared.GetPreparedId(),
+		Manager:    l.config.Records.ManagerID(),
+		StartedBy:  request.StartedBy,
+		Phase:      state.Intended,
+		Identity:   process.Identity{BootID: l.config.Host.BootID(), Nonce: process.NewNonce()},
+		Executable: request.Prepared.GetProcess().GetExecutable(),
+		LogPath:    logPath,
+		Port:       int(request.Port),
+		CreatedAt:  time.Now(),
+	}
 }
 
 func storageError(attempt string, err error) error {

@@ -48,11 +48,14 @@ type world struct {
 	logs       *testkit.LogCapture
 	stateDir   string
 	handoffDir string
+	logDir     string
+	host       *process.Host
+	records    *state.Store
 	// extra is a trusted folder besides that of the engine.
 	extra string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{
@@ -87,9 +90,15 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.logDir = filepath.Join(dir, "logs [0-9")
+	logs, err := NewFileLogs(w.logDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.host, w.records = host, records
 	w.config = Config{
-		Host: host, Records: records, Handoff: files, Trust: verifier, Prober: prober,
-		LogDir: filepath.Join(dir, "logs [0-9"), Env: process.BaseEnv(os.Environ()), Logger: w.logs.Logger,
+		Host: HostOf(host), Records: records, Handoff: files, Trust: verifier, Prober: prober,
+		Logs: logs, Env: process.BaseEnv(os.Environ()), Logger: w.logs.Logger,
 	}
 	if w.launcher, err = New(w.config); err != nil {
 		t.Fatal(err)
@@ -110,7 +119,7 @@ func ready() processtest.Script {
 }
 
 // hash returns a file as a prepared engine records it.
-func hash(t *testing.T, path string) *enginev1.ExecutedFile {
+func hash(t testing.TB, path string) *enginev1.ExecutedFile {
 	t.Helper()
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -121,7 +130,7 @@ func hash(t *testing.T, path string) *enginev1.ExecutedFile {
 }
 
 // request asks for the first start of replica 0 of pool p, which plays the script.
-func request(t *testing.T, s processtest.Script) Request {
+func request(t testing.TB, s processtest.Script) Request {
 	t.Helper()
 	executable, words, err := processtest.Command(s)
 	if err != nil {
@@ -143,7 +152,7 @@ func request(t *testing.T, s processtest.Script) Request {
 				Executable: executable, Args: args, Env: map[string]string{"SOME": "value"},
 				Files: []*enginev1.ExecutedFile{hash(t, executable)},
 			},
-			Model: &enginev1.PreparedModel{Id: "m", Files: []*enginev1.ModelFile{{Path: "/models/m.gguf"}}},
+			Model: &enginev1.PreparedModel{Id: "m", Files: []*enginev1.ModelFile{{Path: "/models/m.gguf", SizeBytes: 1 << 30}}},
 			Contract: &enginev1.RunContract{
 				Ready:        &enginev1.HttpProbe{Path: "/health", Status: 200},
 				ReadyLogHint: "listening",
@@ -162,14 +171,14 @@ func request(t *testing.T, s processtest.Script) Request {
 func ignoreStage(Stage) {}
 
 // mustLaunch launches an engine that is gone when the test ends.
-func (w *world) mustLaunch(t *testing.T, r Request) *Engine {
+func (w *world) mustLaunch(t testing.TB, r Request) *Engine {
 	t.Helper()
 	e, err := w.launcher.Launch(t.Context(), r, ignoreStage)
 	if err != nil {
 		t.Fatalf("Launch: %v", err)
 	}
 	t.Cleanup(func() {
-		if _, err := e.Stop(context.Background()); err != nil {
+		if _, err := e.Stop(context.Background(), Ending{By: "test"}); err != nil {
 			t.Errorf("Stop at the end: %v", err)
 		}
 	})
@@ -184,6 +193,26 @@ func (w *world) loaded(t *testing.T) []state.Record {
 		t.Fatal(err)
 	}
 	return loaded.Records
+}
+
+// starts returns what is on record of the starts of pool p that have ended, newest first.
+func (w *world) starts(t *testing.T) []state.StartRecord {
+	t.Helper()
+	starts, err := w.records.Starts("p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return starts
+}
+
+// onlyStart returns the one start that has ended.
+func (w *world) onlyStart(t *testing.T) state.StartRecord {
+	t.Helper()
+	starts := w.starts(t)
+	if len(starts) != 1 {
+		t.Fatalf("%d starts are on record, want one: %+v", len(starts), starts)
+	}
+	return starts[0]
 }
 
 // handoffs returns the names of the handoff files.

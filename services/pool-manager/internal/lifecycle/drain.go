@@ -3,6 +3,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -10,23 +11,8 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
-)
-
-// How the engines' own counts are read while a drain waits. There is no way to be told, so they are asked: soon at first, since
-// most requests end soon, then less often. Idle must be seen twice, settle apart: a request that has just been accepted
-// is not counted by the engine yet.
-const (
-	firstAsk   = 25 * time.Millisecond
-	slowestAsk = 250 * time.Millisecond
-	settle     = 50 * time.Millisecond
-	// askLimit is how long an engine may take to answer; an engine that does not is one that does not say.
-	askLimit = 2 * time.Second
-	// lastAskLimit is how long it may take at the deadline, to be told how many requests are cut.
-	lastAskLimit = 500 * time.Millisecond
-	// tellEvery is how often callers are told although nothing has changed.
-	tellEvery = time.Second
 )
 
 var errDeadline = errors.New("the drain's deadline has come")
@@ -37,6 +23,10 @@ type DrainOptions struct {
 	Deadline time.Duration
 	// GiveUp leaves the engines running at the deadline.
 	GiveUp bool
+	// By says why, for the records of the starts; empty means "drain".
+	By string
+	// keep leaves on disk that the pool is to serve.
+	keep bool
 }
 
 // DrainProgress is where a drain stands.
@@ -64,14 +54,18 @@ type DrainResult struct {
 type drain struct {
 	// reached ends the waiting with errDeadline.
 	reached context.CancelCauseFunc
+	by      string
+	keep    bool
 
-	// mu guards giveUp, deadline, timer, progress and changed.
-	mu       sync.Mutex
-	giveUp   bool
-	deadline time.Time
-	timer    *time.Timer
-	progress DrainProgress
-	changed  chan struct{}
+	// mu guards giveUp, abandoned, deadline, timer, progress and changed.
+	mu     sync.Mutex
+	giveUp bool
+	// abandoned is true once nobody can make the drain stop anything any more.
+	abandoned bool
+	deadline  time.Time
+	timer     *time.Timer
+	progress  DrainProgress
+	changed   chan struct{}
 
 	// done is closed when result and err are set.
 	done   chan struct{}
@@ -84,6 +78,8 @@ func newDrain(ctx context.Context, options DrainOptions) (*drain, context.Contex
 	ctx, cancel := context.WithCancelCause(ctx)
 	d := &drain{
 		reached:  cancel,
+		by:       cmp.Or(options.By, "drain"),
+		keep:     options.keep,
 		giveUp:   options.GiveUp,
 		deadline: time.Now().Add(options.Deadline),
 		progress: DrainProgress{Remaining: options.Deadline},
@@ -115,7 +111,7 @@ func (d *drain) remaining(now time.Time) time.Duration {
 func (d *drain) givesUp() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.giveUp
+	return d.giveUp || d.abandoned
 }
 
 func (d *drain) tell(progress DrainProgress) {
@@ -148,8 +144,8 @@ func (d *drain) follow(ctx context.Context, emit func(DrainProgress) error) (Dra
 
 // Drain takes a pool out of service and returns when no process of it is left, or the engines were left running at the
 // deadline as asked. On a pool that has no engine it returns at once; on one that is being drained it attaches, and the
-// sterner of both callers' options count; a load under way it cancels, which leaves the pool STOPPED. If ctx ends the call
-// returns and the drain goes on.
+// sterner of both callers' options count; a load under way it cancels, which leaves the pool STOPPED, and so it does with a
+// reload. If ctx ends the call returns and the drain goes on. A pool that was drained stays so over restarts of the manager.
 func (p *Pools) Drain(ctx context.Context, id registry.PoolID, options DrainOptions, emit func(DrainProgress) error) (DrainResult, error) {
 	began := p.config.Now()
 	for {
@@ -157,139 +153,237 @@ func (p *Pools) Drain(ctx context.Context, id registry.PoolID, options DrainOpti
 		if pool == nil {
 			return DrainResult{}, notFound(id)
 		}
-		if load := pool.cancelLoad(errDrained); load != nil {
+		if ended := pool.cancelWork(errDrained); ended != nil {
 			select {
-			case <-load.done:
+			case <-ended:
 				continue
 			case <-ctx.Done():
 				return DrainResult{}, context.Cause(ctx)
 			}
 		}
-		drain, idle, err := pool.beginDrain(ctx, options)
+		drain, saved, err := pool.beginDrain(options)
 		switch {
-		case errors.Is(err, errLoading):
+		case errors.Is(err, errAtWork):
 			continue
-		case err != nil || idle != nil:
-			return DrainResult{Pool: idle, Duration: p.config.Now().Sub(began)}, err
+		case err != nil:
+			return DrainResult{}, err
+		case drain == nil:
+			if err := <-saved; err != nil {
+				return DrainResult{}, err
+			}
+			return DrainResult{Pool: pool.current(), Duration: p.config.Now().Sub(began)}, nil
 		}
 		return drain.follow(ctx, emit)
 	}
 }
 
-// errLoading says that a load has begun since the last one was cancelled.
-var errLoading = errors.New("a load is under way")
+// errAtWork says that a load or a reload has begun since the last one was cancelled.
+var errAtWork = errors.New("a load is under way")
 
-// beginDrain attaches to the drain under way, starts one, or returns the pool if there is nothing to drain.
-func (p *pool) beginDrain(ctx context.Context, options DrainOptions) (*drain, *registry.Pool, error) {
+// beginDrain attaches to the drain under way, starts one, or, if there is nothing to drain, makes it durable that the pool is not
+// to serve and returns what tells when that is so.
+func (p *pool) beginDrain(options DrainOptions) (*drain, <-chan error, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.gone:
 		return nil, nil, notFound(p.id)
-	case p.loading != nil:
-		return nil, nil, errLoading
+	case p.loading != nil || p.reloading != nil:
+		return nil, nil, errAtWork
 	case p.draining != nil:
 		p.draining.tighten(options)
 		return p.draining, nil, nil
-	case len(p.alive) == 0:
-		if p.snapshot.State != registry.StateStopped {
-			p.updateLocked(func(pool *registry.Pool) { pool.State, pool.Failure = registry.StateStopped, nil })
+	case !p.aliveLocked():
+		if p.state == registry.StateStopped && !p.wanted {
+			return nil, done(nil), nil
 		}
-		return nil, p.putLocked(), nil
+		p.wanted, p.why, p.failure = false, "drain", nil
+		p.publishLocked()
+		if options.keep {
+			return nil, done(nil), nil
+		}
+		return nil, p.commitLocked(), nil
 	}
-	d, waiting := newDrain(context.WithoutCancel(ctx), options)
+	return p.startDrainLocked(options), nil, nil
+}
+
+// done returns what tells of something that is over.
+func done(err error) <-chan error {
+	told := make(chan error, 1)
+	told <- err
+	return told
+}
+
+func (p *pool) startDrainLocked(options DrainOptions) *drain {
+	d, waiting := newDrain(p.pools.base, options)
 	p.draining = d
 	p.pools.work.Go(func() { p.drain(waiting, d) })
-	return d, nil, nil
+	return d
+}
+
+// unloadLimit is how long the unloading of an idle pool waits for a request that has come meanwhile, before it is given up.
+const unloadLimit = time.Second
+
+// unloadLocked drains a pool that has been idle for long, unless it turns out to be busy.
+func (p *pool) unloadLocked() {
+	p.startDrainLocked(DrainOptions{Deadline: unloadLimit, GiveUp: true, By: "idle"})
+}
+
+// current returns the newest snapshot of the pool.
+func (p *pool) current() *registry.Pool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.snapshotLocked()
 }
 
 // drain runs one drain from its begin to its end. The end of ctx is its deadline.
 func (p *pool) drain(ctx context.Context, d *drain) {
 	began := p.pools.config.Now()
 	p.withdraw()
-	inFlight, idle := p.awaitIdle(ctx, d)
+	counts, idle := awaitIdle(ctx, p.members, func(counts map[*replica]count) {
+		d.tell(DrainProgress{InFlight: total(counts), Known: allKnown(counts), Remaining: d.remaining(time.Now())})
+	})
 	d.timer.Stop()
 	d.reached(nil)
 	if !idle && d.givesUp() {
 		d.result.GaveUp = true
-		p.offer()
 	} else {
 		d.result.Forced = !idle
-		d.tell(DrainProgress{Stopping: true, InFlight: total(inFlight), Known: allKnown(inFlight)})
-		d.err = p.stopAll(d, inFlight)
+		d.tell(DrainProgress{Stopping: true, InFlight: total(counts), Known: allKnown(counts)})
+		p.unwant(d)
+		d.err = p.stopAll(d, counts)
 	}
 	d.result.Duration = p.pools.config.Now().Sub(began)
 	p.finishDrain(d)
 	close(d.done)
-	p.pools.log.Info("drain ended", zap.String("pool_id", string(p.id)), zap.Bool("forced", d.result.Forced), zap.Bool("gave_up", d.result.GaveUp),
-		zap.Int("requests_cut", d.result.RequestsCut), zap.Duration("duration", d.result.Duration), zap.Error(d.err))
+	p.pools.config.Observer.DrainEnded(d.outcome(), d.result.RequestsCut, d.result.Duration)
+	p.pools.log.Info("drain ended", zap.String("pool_id", string(p.id)), zap.String("by", d.by), zap.Bool("forced", d.result.Forced),
+		zap.Bool("gave_up", d.result.GaveUp), zap.Int("requests_cut", d.result.RequestsCut),
+		zap.Duration("duration", d.result.Duration), zap.Error(d.err))
+}
+
+// unwant makes it durable that the pool is not to serve: a manager that comes after must not start again what is stopped now.
+func (p *pool) unwant(d *drain) {
+	p.mu.Lock()
+	p.wanted, p.why = false, d.by
+	if d.keep {
+		p.mu.Unlock()
+		return
+	}
+	saved := p.commitLocked()
+	p.mu.Unlock()
+	if err := <-saved; err != nil { // The keeper goes on trying; the engines are to go all the same.
+		p.pools.log.Error("that a pool is drained is not on disk yet", zap.String("pool_id", string(p.id)), zap.Error(err))
+	}
+}
+
+func (d *drain) outcome() string {
+	switch {
+	case d.err != nil:
+		return "failed"
+	case d.result.GaveUp:
+		return "gave_up"
+	case d.result.Forced:
+		return "forced"
+	default:
+		return "drained"
+	}
 }
 
 // withdraw tells everybody that the pool takes no new requests.
 func (p *pool) withdraw() {
-	p.update(func(pool *registry.Pool) {
-		pool.State = registry.StateDraining
-		for i := range pool.Replicas {
-			if pool.Replicas[i].State == registry.ReplicaReady {
-				pool.Replicas[i].State = registry.ReplicaDraining
+	p.update(func() {
+		for _, r := range p.crew {
+			if r.view.State == registry.ReplicaReady {
+				r.changeLocked(func(view *registry.Replica) { view.State = registry.ReplicaDraining })
 			}
 		}
 	})
-	for _, r := range p.live() {
-		if err := r.engine.Withdraw(); err != nil {
-			p.pools.log.Warn("handoff was not withdrawn", r.fields(zap.Error(err))...)
+	for _, r := range p.members() {
+		if engine := r.serving(); engine != nil {
+			if err := engine.Withdraw(); err != nil {
+				p.pools.log.Warn("handoff was not withdrawn", r.fields(zap.Error(err))...)
+			}
 		}
 	}
 }
 
-// offer takes withdraw back for every engine that still lives.
+// offer takes withdraw back for every engine that still lives, and has those started again that have ended meanwhile.
 func (p *pool) offer() {
-	for _, r := range p.live() {
-		if err := r.engine.Offer(); err != nil {
-			p.pools.log.Warn("handoff was not written again", r.fields(zap.Error(err))...)
-		}
-	}
-	p.update(func(pool *registry.Pool) {
-		for i := range pool.Replicas {
-			if pool.Replicas[i].State == registry.ReplicaDraining {
-				pool.Replicas[i].State = registry.ReplicaReady
+	p.mu.Lock()
+	crew := p.crewLocked()
+	p.mu.Unlock()
+	for _, r := range crew {
+		if engine := r.serving(); engine != nil {
+			if err := engine.Offer(); err != nil {
+				p.pools.log.Warn("handoff was not written again", r.fields(zap.Error(err))...)
 			}
 		}
-		p.settle(pool)
-	})
+		r.poke()
+	}
 }
 
 // stopAll stops every engine at once and returns when none is left, or what could not be stopped.
-func (p *pool) stopAll(d *drain, inFlight map[*replica]count) error {
-	replicas := p.live()
+func (p *pool) stopAll(d *drain, counts map[*replica]count) error {
+	members := p.members()
+	err := shutAll(members, d.by, counts, errDrained)
+	for _, r := range members {
+		d.result.Killed = d.result.Killed || r.wasKilled()
+	}
+	d.result.RequestsCut = total(counts)
+	return err
+}
+
+// shutAll stops replicas at once and returns when none is left, or what could not be stopped.
+func shutAll(replicas []*replica, by string, counts map[*replica]count, cause error) error {
 	failed := make(chan error, len(replicas))
 	for _, r := range replicas {
-		go func() { failed <- r.shut(inFlight[r].requests, errDrained) }()
+		go func() { failed <- r.shut(launch.Ending{By: by, RequestsCut: counts[r].requests}, cause) }()
 	}
 	var err error
 	for range replicas {
 		err = errors.Join(err, <-failed)
 	}
-	for _, r := range replicas {
-		d.result.Killed = d.result.Killed || r.stopped.Killed
-	}
-	d.result.RequestsCut = total(inFlight)
 	return err
 }
 
-func (p *pool) finishDrain(d *drain) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.draining = nil
-	switch {
-	case d.err != nil:
-		d.result.Pool = p.updateLocked(func(pool *registry.Pool) {
-			pool.State = registry.StateFailed
-			pool.Failure = &registry.Failure{Reason: reason.Of(d.err), Message: d.err.Error(), At: p.pools.config.Now()}
-		})
-	case d.result.GaveUp:
-		d.result.Pool = p.putLocked()
+// wasKilled is whether some process of the replica had to be killed. It is false while the replica lives.
+func (r *replica) wasKilled() bool {
+	select {
+	case <-r.gone:
+		return r.stopped.Killed
 	default:
-		d.result.Pool = p.updateLocked(func(pool *registry.Pool) { pool.State, pool.Failure = registry.StateStopped, nil })
+		return false
 	}
+}
+
+func (p *pool) finishDrain(d *drain) {
+	if d.result.GaveUp {
+		p.update(func() {
+			for _, r := range p.crew {
+				if r.view.State == registry.ReplicaDraining {
+					r.changeLocked(func(view *registry.Replica) { view.State = registry.ReplicaReady })
+				}
+			}
+			p.draining = nil
+		})
+		p.offer()
+		d.result.Pool = p.current()
+		return
+	}
+	d.result.Pool = p.update(func() {
+		p.draining = nil
+		p.failure = nil
+		if d.err != nil {
+			p.failure = p.failed(d.err)
+		}
+	})
+}
+
+// abandon ends a drain that still waits at once, and leaves the engines running.
+func (d *drain) abandon() {
+	d.mu.Lock()
+	d.giveUp, d.abandoned = true, true
+	d.mu.Unlock()
+	d.reached(errDeadline)
 }

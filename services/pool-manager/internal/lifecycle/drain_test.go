@@ -71,7 +71,7 @@ func TestDrainLooksTwice(t *testing.T) {
 		mustPreload(t, pools, spec("a", 1))
 		e := w.engine(t, "a-0")
 		go func() {
-			pass(settle / 2)
+			pass(quiet / 2)
 			e.set(1, false)
 			pass(10 * time.Second)
 			e.set(0, false)
@@ -148,8 +148,10 @@ func TestDrainThatGivesUpKeepsACrashInMind(t *testing.T) {
 			w.engine(t, "a-1").crash()
 		}()
 		mustDrain(t, pools, DrainOptions{Deadline: 5 * time.Second, GiveUp: true})
-		wantState(t, known, "a", registry.StateFailed)
-		w.audit(t, "a-0")
+		wantState(t, known, "a", registry.StateDegraded)
+		pass(2 * time.Second)
+		wantState(t, known, "a", registry.StateReady)
+		w.audit(t, "a-0", "a-1")
 	})
 }
 

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +17,7 @@ import (
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 )
 
 // world is a provisioner and a machine that behave: engines take time to start and to stop, have requests, end by
@@ -33,12 +36,21 @@ type world struct {
 	stopErrs   int                          // how many stops fail before one succeeds.
 	running    map[registry.ReplicaID]*engine
 	deletedLog map[registry.PoolID]int
+
+	records  map[string]state.PoolRecord // what is on disk.
+	saveErr  error                       // what becomes of saves.
+	proofErr error                       // what becomes of proofs.
+	saves    int
+	found    launch.Found // what an earlier manager has left.
+	left     map[registry.ReplicaID]*engine
+	ended    []string // what of it was ended.
 }
 
 func newWorld() *world {
 	return &world{
 		prepareTime: time.Second, launchTime: time.Second, stopTime: 100 * time.Millisecond,
 		launchErr: map[registry.ReplicaID]error{}, running: map[registry.ReplicaID]*engine{}, deletedLog: map[registry.PoolID]int{},
+		records: map[string]state.PoolRecord{}, left: map[registry.ReplicaID]*engine{},
 	}
 }
 
@@ -49,7 +61,9 @@ func (w *world) newPools(t *testing.T) (*Pools, *registry.Registry) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pools, err := New(Config{Registry: known, Preparer: w, Launch: w.launch, DeleteLogs: w.deleteLogs})
+	pools, err := New(t.Context(), Config{
+		Registry: known, Preparer: w, Machine: w, Records: w, BootID: "boot", Random: func() float64 { return 0.5 },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +100,7 @@ func (w *world) Prepared(_ context.Context, id string) (*enginev1.PreparedEngine
 	return &enginev1.PreparedEngine{PreparedId: id}, nil
 }
 
-func (w *world) launch(ctx context.Context, request launch.Request, stage func(launch.Stage)) (Engine, error) {
+func (w *world) Launch(ctx context.Context, request launch.Request, stage func(launch.Stage)) (Engine, error) {
 	w.mu.Lock()
 	w.launches++
 	failure := w.launchErr[request.Replica]
@@ -94,10 +108,17 @@ func (w *world) launch(ctx context.Context, request launch.Request, stage func(l
 		world: w, request: request, done: make(chan struct{}), offered: true,
 		info: launch.Info{Endpoint: "http://" + string(request.Replica), PID: w.launches, Slots: 4, Started: time.Now()},
 	}
-	w.running[request.Replica] = e
+	e.key = request.Replica
+	if w.running[e.key] != nil { // A reload has two at once.
+		e.key += registry.ReplicaID(fmt.Sprintf("#%d", request.Generation))
+	}
+	w.running[e.key] = e
 	w.mu.Unlock()
 	stage(launch.Stage{Phase: registry.PhaseLoading, PID: e.info.PID, Started: e.info.Started})
 	err := wait(ctx, w.launchTime)
+	if errors.Is(err, launch.ErrLeave) {
+		return nil, err
+	}
 	if err == nil {
 		stage(launch.Stage{Phase: registry.PhaseVerifying, PID: e.info.PID, Started: e.info.Started})
 		err = failure
@@ -114,11 +135,83 @@ func (w *world) launch(ctx context.Context, request launch.Request, stage func(l
 	return e, nil
 }
 
-func (w *world) deleteLogs(id registry.PoolID) error {
+func (w *world) Adopt(ctx context.Context, leftover launch.Leftover, request launch.Request, stage func(launch.Stage)) (Engine, error) {
+	w.mu.Lock()
+	e := w.left[request.Replica]
+	w.mu.Unlock()
+	if e == nil || e.request.Generation != leftover.Generation {
+		return nil, &launch.Error{
+			Exit: &registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_UNKNOWN},
+			Err:  reason.New(reason.WorkerStartFailed, "it is gone"),
+		}
+	}
+	stage(launch.Stage{Phase: registry.PhaseVerifying, PID: e.info.PID, Started: e.info.Started})
+	if err := wait(ctx, 10*time.Millisecond); err != nil {
+		return nil, err
+	}
+	e.info.Adopted = true
+	return e, nil
+}
+
+func (w *world) Leftovers(context.Context) (launch.Found, error) { return w.found, nil }
+
+func (w *world) End(_ context.Context, leftover launch.Leftover, by string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = append(w.ended, fmt.Sprintf("%s-%d g%d by %s", leftover.Pool, leftover.Index, leftover.Generation, by))
+	delete(w.running, leftover.Pool.Replica(leftover.Index))
+	return nil
+}
+
+func (w *world) EndStray(_ context.Context, stray launch.Stray) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = append(w.ended, "stray "+string(stray.Replica))
+	return nil
+}
+
+func (w *world) KeepOnly(map[registry.PoolID]bool) {}
+
+func (w *world) SavePool(record state.PoolRecord) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.saves++
+	if w.saveErr != nil {
+		return w.saveErr
+	}
+	w.records[record.PoolID] = record
+	return nil
+}
+
+func (w *world) RemovePool(id string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.records, id)
+	return nil
+}
+
+func (w *world) LoadPools() (state.LoadedPools, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return state.LoadedPools{Pools: slices.Collect(maps.Values(w.records))}, nil
+}
+
+func (w *world) Starts(string) ([]state.StartRecord, error) { return nil, nil }
+
+func (w *world) RemoveStarts(string) error { return nil }
+
+func (w *world) DeleteLogs(id registry.PoolID) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.deletedLog[id]++
 	return nil
+}
+
+// launched returns how many launches there were.
+func (w *world) launched() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.launches
 }
 
 // engine returns the engine of a replica, which must run.
@@ -152,6 +245,7 @@ func (w *world) audit(t *testing.T, want ...registry.ReplicaID) {
 type engine struct {
 	world   *world
 	request launch.Request
+	key     registry.ReplicaID
 	info    launch.Info
 	done    chan struct{}
 	crashed sync.Once
@@ -159,8 +253,10 @@ type engine struct {
 
 	mu       sync.Mutex
 	requests int
+	counters float64
 	mute     bool
 	offered  bool
+	released bool
 }
 
 func (e *engine) set(requests int, mute bool) {
@@ -172,7 +268,7 @@ func (e *engine) set(requests int, mute bool) {
 func (e *engine) vanish() {
 	e.world.mu.Lock()
 	defer e.world.mu.Unlock()
-	delete(e.world.running, e.request.Replica)
+	delete(e.world.running, e.key)
 }
 
 // crash ends the engine by itself. Crashing twice changes nothing.
@@ -182,18 +278,35 @@ func (e *engine) Info() launch.Info { return e.info }
 
 func (e *engine) Done() <-chan struct{} { return e.done }
 
-func (e *engine) InFlight(ctx context.Context) (int, error) {
+func (e *engine) Activity(ctx context.Context) (launch.Activity, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	select {
 	case <-e.done:
-		return 0, errors.New("connection refused")
+		return launch.Activity{}, errors.New("connection refused")
 	default:
 	}
 	if e.mute {
-		return 0, fmt.Errorf("no answer: %w", ctx.Err())
+		return launch.Activity{}, fmt.Errorf("no answer: %w", ctx.Err())
 	}
-	return e.requests, nil
+	return launch.Activity{InFlight: e.requests, Counters: e.counters, HasCounters: true}, nil
+}
+
+func (e *engine) CPU() time.Duration { return time.Second }
+
+func (e *engine) HasCanary() bool { return true }
+
+func (e *engine) Canary(context.Context) error { return nil }
+
+func (e *engine) Prove(context.Context, launch.Proof) error { return e.world.proofErr }
+
+func (e *engine) Release() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.released = true
+	e.world.mu.Lock()
+	defer e.world.mu.Unlock()
+	e.world.left[e.request.Replica] = e
 }
 
 func (e *engine) Withdraw() error {
@@ -210,7 +323,7 @@ func (e *engine) Offer() error {
 	return nil
 }
 
-func (e *engine) Stop(ctx context.Context) (launch.Stopped, error) {
+func (e *engine) Stop(ctx context.Context, ending launch.Ending) (launch.Stopped, error) {
 	if err := wait(ctx, e.world.stopTime); err != nil {
 		return launch.Stopped{}, err
 	}
@@ -222,10 +335,14 @@ func (e *engine) Stop(ctx context.Context) (launch.Stopped, error) {
 		return launch.Stopped{}, reason.New(reason.StopFailed, "still alive: 17 (D)")
 	}
 	e.vanish()
-	return launch.Stopped{Exit: registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_STOPPED}}, nil
+	class := enginev1.ExitClass_EXIT_CLASS_STOPPED
+	if ending.Hung {
+		class = enginev1.ExitClass_EXIT_CLASS_HUNG
+	}
+	return launch.Stopped{Exit: registry.Exit{Class: class, RequestsCut: ending.RequestsCut, Ended: time.Now()}}, nil
 }
 
 func (e *engine) Bury(context.Context) (registry.Exit, error) {
 	e.vanish()
-	return registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_SIGNAL, Signal: "SIGSEGV", Uptime: time.Minute, LastLines: []string{"last words"}}, nil
+	return registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_SIGNAL, Signal: "SIGSEGV", Uptime: time.Minute, Ended: time.Now(), LastLines: []string{"last words"}}, nil
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/supervision"
 )
 
 // inBubble runs a test where time passes only when everybody waits. Its pools are closed and audited at the end.
@@ -37,8 +38,9 @@ func inBubble(t *testing.T, test func(t *testing.T, w *world, pools *Pools, know
 
 func spec(id registry.PoolID, replicas int) registry.Spec {
 	return registry.Spec{
-		ID: id, Replicas: replicas,
+		ID: id, Replicas: replicas, Residency: registry.Pinned,
 		Prepare: &enginev1.PrepareSpec{Engine: &enginev1.EngineSpec{Kind: "some"}},
+		Restart: supervision.Policy{}.WithDefaults(), Health: supervision.Health{}.WithDefaults(),
 	}
 }
 
@@ -284,11 +286,11 @@ func TestExitIsSeenAtOnce(t *testing.T) {
 		w.engine(t, "a-0").crash()
 		synctest.Wait()
 		pool, _ := known.Get("a")
-		if pool.State != registry.StateFailed || pool.Failure.Reason != reason.EngineExited || !strings.Contains(pool.Failure.Message, "SIGSEGV") {
-			t.Errorf("pool is %+v, want FAILED by SIGSEGV", pool)
+		if pool.State != registry.StateDegraded || pool.Failure.Reason != reason.EngineExited || !strings.Contains(pool.Failure.Message, "SIGSEGV") {
+			t.Errorf("pool is %+v, want DEGRADED by SIGSEGV", pool)
 		}
-		if r := pool.Replicas[0]; r.State != registry.ReplicaFailed || r.Endpoint != "" || r.Exit == nil {
-			t.Errorf("replica 0 is %+v, want FAILED without endpoint", r)
+		if r := pool.Replicas[0]; r.State != registry.ReplicaBackoff || r.Endpoint != "" || r.Exit == nil || r.Supervision.NextAttempt.IsZero() {
+			t.Errorf("replica 0 is %+v, want BACKOFF without endpoint", r)
 		}
 		if r := pool.Replicas[1]; r.State != registry.ReplicaReady {
 			t.Errorf("replica 1 is %s, want READY", r.State)
@@ -370,7 +372,7 @@ func TestRandomCommands(t *testing.T) {
 						w.mu.Lock()
 						_, runs := w.running[r.ID]
 						w.mu.Unlock()
-						if ready := r.State == registry.ReplicaReady; ready != runs {
+						if ready := r.State == registry.ReplicaReady; ready != runs && r.State != registry.ReplicaStarting {
 							t.Errorf("replica %s of %s pool is %s, runs: %t", r.ID, pool.State, r.State, runs)
 						}
 					}

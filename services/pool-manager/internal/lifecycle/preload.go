@@ -12,13 +12,12 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/progress"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
-	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/supervision"
 )
 
 // LoadEvent is what a caller of Preload is told on the way: a phase, or the provisioner's progress.
@@ -36,8 +35,9 @@ const (
 // preload is one load under way, or the memory of one.
 type preload struct {
 	spec registry.Spec
-	// before is what the pool was; State is 0 if it was not.
-	before registry.Pool
+	// before is what the pool was; known is false if it was not.
+	before made
+	known  bool
 	hub    *progress.Hub
 	cancel context.CancelCauseFunc
 
@@ -51,6 +51,13 @@ type preload struct {
 	pool  *registry.Pool
 	err   error
 	ended time.Time
+}
+
+// phase is the one that began last.
+func (l *preload) phase() registry.Phase {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.phases[len(l.phases)-1]
 }
 
 // enter tells callers that a phase began. Entering one again, or an earlier one, changes nothing.
@@ -117,50 +124,62 @@ func (l *preload) follow(ctx context.Context, emit func(LoadEvent) error) (*regi
 }
 
 // Preload makes a pool be what spec says and returns it READY. Equal calls attach to the load under way, and a pool
-// that is READY with an equal spec is returned at once. If ctx ends the call returns and the load goes on. A load that
-// fails before an engine was started leaves everything as it was; one whose engine failed leaves the pool FAILED.
+// that is READY with an equal spec is returned at once; one whose replicas wait to be started again starts them now. If ctx
+// ends the call returns and the load goes on. A load that fails before an engine was started leaves everything as it was;
+// one whose engine failed leaves the pool FAILED. A pool that was loaded is owned, by later managers too.
 func (p *Pools) Preload(ctx context.Context, spec registry.Spec, requestID string, emit func(LoadEvent) error) (*registry.Pool, error) {
-	load, ready, err := p.beginLoad(ctx, spec, requestID)
-	if err != nil || ready != nil {
+	load, recovering, ready, err := p.beginLoad(spec, requestID)
+	switch {
+	case err != nil || ready != nil:
 		return ready, err
+	case recovering != nil:
+		return recovering.nudge(ctx)
 	}
 	return load.follow(ctx, emit)
 }
 
-// beginLoad finds or starts the load that answers a call, or finds that there is nothing to do.
-func (p *Pools) beginLoad(ctx context.Context, spec registry.Spec, requestID string) (*preload, *registry.Pool, error) {
+// beginLoad finds or starts the load that answers a call, or finds a pool that recovers, or that there is nothing to do.
+func (p *Pools) beginLoad(spec registry.Spec, requestID string) (load *preload, recovering *pool, ready *registry.Pool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closing {
-		return nil, nil, cancelError(errClosing, spec.ID)
+		return nil, nil, nil, cancelError(errClosing, spec.ID)
 	}
 	key := string(spec.ID) + "/" + requestID
 	if requestID != "" {
-		p.forgetRequestsLocked()
-		if load, ok := p.requests[key]; ok {
-			if !equalSpecs(load.spec, spec) {
-				return nil, nil, reason.New(reason.InvalidParams, fmt.Sprintf("request %q was for another spec", requestID),
-					reason.Field("request_id"), reason.Remedy("use a new request id for a new spec"))
-			}
-			return load, nil, nil
-		}
-		if len(p.requests) >= maxRequests {
-			return nil, nil, reason.New(reason.LimitExceeded, fmt.Sprintf("%d request ids are remembered", maxRequests),
-				reason.Field("request_id"), reason.Remedy("call without a request id, or later"), reason.RetryAfter(requestMemory))
+		if load, err := p.requestLocked(key, requestID, spec); load != nil || err != nil {
+			return load, nil, nil, err
 		}
 	}
 	target, ok := p.pools[spec.ID]
 	if !ok {
 		target = newPool(spec.ID, p)
 	}
-	load, ready, err := target.beginLoad(ctx, spec)
+	load, recovering, ready, err = target.beginLoad(spec)
 	if load != nil {
 		p.pools[spec.ID] = target
 		if requestID != "" {
 			p.requests[key] = load
 		}
 	}
-	return load, ready, err
+	return load, recovering, ready, err
+}
+
+// requestLocked returns the load that a call with a known request id was for, or nil if the id is new and may be remembered.
+func (p *Pools) requestLocked(key, requestID string, spec registry.Spec) (*preload, error) {
+	p.forgetRequestsLocked()
+	if load, ok := p.requests[key]; ok {
+		if !equalSpecs(load.spec, spec) {
+			return nil, reason.New(reason.InvalidParams, fmt.Sprintf("request %q was for another spec", requestID),
+				reason.Field("request_id"), reason.Remedy("use a new request id for a new spec"))
+		}
+		return load, nil
+	}
+	if len(p.requests) >= maxRequests {
+		return nil, reason.New(reason.LimitExceeded, fmt.Sprintf("%d request ids are remembered", maxRequests),
+			reason.Field("request_id"), reason.Remedy("call without a request id, or later"), reason.RetryAfter(requestMemory))
+	}
+	return nil, nil
 }
 
 func (p *Pools) forgetRequestsLocked() {
@@ -176,93 +195,103 @@ func (p *Pools) forgetRequestsLocked() {
 	}
 }
 
-func (p *pool) beginLoad(ctx context.Context, spec registry.Spec) (*preload, *registry.Pool, error) {
+func (p *pool) beginLoad(spec registry.Spec) (load *preload, recovering *pool, ready *registry.Pool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.gone:
-		return nil, nil, reason.New(reason.PoolBusy, fmt.Sprintf("pool %s is being forgotten", p.id),
-			reason.Meta("pool_id", string(p.id)), reason.Remedy("call again"), reason.RetryAfter(100*time.Millisecond))
+		return nil, nil, nil, p.busy("is being forgotten", "call again", 100*time.Millisecond)
 	case p.draining != nil:
-		return nil, nil, reason.New(reason.PoolDraining, fmt.Sprintf("pool %s is being drained", p.id),
-			reason.Meta("pool_id", string(p.id)), reason.Remedy("call again when it is stopped"), reason.RetryAfter(time.Second))
+		return nil, nil, nil, p.beingDrained()
 	case p.loading != nil && equalSpecs(p.loading.spec, spec):
-		return p.loading, nil, nil
+		return p.loading, nil, nil, nil
 	case p.loading != nil:
-		return nil, nil, reason.New(reason.PoolBusy, fmt.Sprintf("pool %s is being loaded with another spec", p.id),
-			reason.Meta("pool_id", string(p.id)), reason.Remedy("wait for it, or cancel it"), reason.RetryAfter(time.Second))
-	case len(p.alive) > 0 && !equalSpecs(p.snapshot.Spec, spec):
-		return nil, nil, reason.New(reason.PoolExists, fmt.Sprintf("pool %s runs with another spec", p.id),
-			reason.Field("spec"), reason.Meta("pool_id", string(p.id)), reason.Remedy("drain it first, or use another pool id"))
-	case p.snapshot.State == registry.StateReady:
-		return nil, p.putLocked(), nil
+		return nil, nil, nil, p.busy("is being loaded with another spec", "wait for it, or cancel it", time.Second)
+	case p.reloading != nil:
+		return nil, nil, nil, p.busy("is being reloaded", "wait for it, or cancel it", time.Second)
+	case p.aliveLocked() && !p.wanted:
+		return nil, nil, nil, p.busy("has engines that could not be stopped", "drain it again", time.Second)
+	case p.aliveLocked() && !equalSpecs(p.spec, spec):
+		return nil, nil, nil, reason.New(reason.PoolExists, fmt.Sprintf("pool %s runs with another spec", p.id),
+			reason.Field("spec"), reason.Meta("pool_id", string(p.id)), reason.Remedy("reload it, drain it first, or use another pool id"))
+	case p.state == registry.StateReady:
+		return nil, nil, p.snapshotLocked(), nil
+	case p.aliveLocked():
+		return nil, p, nil, nil
 	}
-	load := &preload{
+	work, cancel := context.WithCancelCause(p.pools.base) // Going away is not cancelling.
+	load = &preload{
 		spec:    spec,
-		before:  p.snapshot,
+		before:  p.made,
+		known:   p.state != 0,
 		hub:     progress.NewHub(progress.Config{Now: p.pools.config.Now}),
+		cancel:  cancel,
 		phases:  []registry.Phase{registry.PhasePreparing},
 		changed: make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx)) // Going away is not cancelling.
-	load.cancel = cancel
 	p.loading = load
-	p.updateLocked(func(pool *registry.Pool) {
-		pool.Spec, pool.State, pool.Phase, pool.Failure = spec, registry.StateLoading, registry.PhasePreparing, nil
-	})
+	p.made = made{spec: spec, edition: p.edition + 1, views: p.views}
+	p.publishLocked()
 	p.pools.work.Go(func() {
 		defer cancel(nil)
 		p.load(work, load)
 	})
-	return load, nil, nil
+	return load, nil, nil, nil
 }
 
-// putLocked returns the snapshot as the registry knows it.
-func (p *pool) putLocked() *registry.Pool {
-	put, _ := p.pools.config.Registry.Get(p.id)
-	return put
+func (p *pool) busy(how, remedy string, retry time.Duration) error {
+	return reason.New(reason.PoolBusy, fmt.Sprintf("pool %s %s", p.id, how),
+		reason.Meta("pool_id", string(p.id)), reason.Remedy(remedy), reason.RetryAfter(retry))
+}
+
+func (p *pool) beingDrained() error {
+	return reason.New(reason.PoolDraining, fmt.Sprintf("pool %s is being drained", p.id),
+		reason.Meta("pool_id", string(p.id)), reason.Remedy("call again when it is stopped"), reason.RetryAfter(time.Second))
 }
 
 func equalSpecs(a, b registry.Spec) bool {
-	return a.ID == b.ID && a.PreparedID == b.PreparedID && a.Replicas == b.Replicas && a.Port == b.Port &&
-		a.StartupTimeout == b.StartupTimeout && proto.Equal(a.Prepare, b.Prepare)
+	fresh, live := differences(a, b)
+	return a.ID == b.ID && len(fresh) == 0 && len(live) == 0
 }
 
 // load runs one load from its begin to its end.
 func (p *pool) load(ctx context.Context, load *preload) {
 	began := p.pools.config.Now()
-	made, err := p.prepareAndStart(ctx, load)
+	processes, err := p.prepareAndStart(ctx, load)
 	if err != nil && ctx.Err() != nil && reason.Of(err) != reason.StopFailed {
 		err = cancelError(context.Cause(ctx), p.id)
 	}
 	load.hub.Close(progress.Outcome{State: enginev1.StepState_STEP_STATE_CANCELLED})
 
-	load.pool = p.finishLoad(ctx, load.before, made, err)
+	load.pool = p.finishLoad(ctx, load, processes, err)
 	load.err, load.ended = err, p.pools.config.Now()
 	close(load.done)
+	took := load.ended.Sub(began)
+	p.pools.config.Observer.PreloadEnded(reason.Of(err), took)
 	p.pools.log.Info("preload ended", zap.String("pool_id", string(p.id)), zap.Stringer("reason", reason.Of(err)),
-		zap.Duration("duration", load.ended.Sub(began)))
+		zap.Duration("duration", took))
 }
 
-// finishLoad publishes what a load has come to: the pool READY; FAILED if it failed after a process had been made, or if
-// one is left that could not be stopped; STOPPED if it was drained; else as it was before.
-func (p *pool) finishLoad(ctx context.Context, before registry.Pool, made bool, err error) *registry.Pool {
+// finishLoad publishes what a load has come to: the pool as its engines are; FAILED if it failed after a process had been
+// made, unless our own disk was at fault, or if one is left that could not be stopped; STOPPED if it was drained; else as it was
+// before.
+func (p *pool) finishLoad(ctx context.Context, load *preload, processes bool, err error) *registry.Pool {
 	p.mu.Lock()
 	p.loading = nil
 	switch {
 	case err == nil:
 		defer p.mu.Unlock()
-		return p.updateLocked(func(pool *registry.Pool) { p.settle(pool) })
-	case reason.Of(err) == reason.StopFailed || made && ctx.Err() == nil:
-		p.updateLocked(func(pool *registry.Pool) {
-			pool.State, pool.Phase = registry.StateFailed, 0
-			pool.Failure = &registry.Failure{Reason: reason.Of(err), Message: err.Error(), At: p.pools.config.Now()}
-		})
+		return p.publishLocked()
+	case reason.Of(err) == reason.StopFailed || processes && ctx.Err() == nil && !isStorage(err):
+		p.wanted, p.why, p.failure = false, "failed", p.failed(err)
+		p.publishLocked()
 	case errors.Is(context.Cause(ctx), errDrained):
-		p.updateLocked(func(pool *registry.Pool) { pool.State, pool.Phase, pool.Failure = registry.StateStopped, 0, nil })
-	case before.State != 0:
-		p.updateLocked(func(pool *registry.Pool) { *pool = before })
+		p.wanted, p.why, p.failure = false, "drain", nil
+		p.publishLocked()
+	case load.known:
+		p.made = load.before
+		p.publishLocked()
 	default:
 		p.gone = true
 	}
@@ -276,27 +305,15 @@ func (p *pool) finishLoad(ctx context.Context, before registry.Pool, made bool, 
 	return nil
 }
 
-// settle makes a pool READY, or FAILED if one of its engines has ended meanwhile.
-func (p *pool) settle(pool *registry.Pool) {
-	pool.State, pool.Phase, pool.Failure = registry.StateReady, 0, nil
-	for _, replica := range pool.Replicas {
-		if replica.State != registry.ReplicaReady {
-			pool.State = registry.StateFailed
-			pool.Failure = p.exited(replica)
-			return
-		}
-	}
+// isStorage is whether a load failed because of our own disk, which says nothing of the engine.
+func isStorage(err error) bool {
+	return reason.Of(err) == reason.DiskFull || reason.Of(err) == reason.StorageFailed
 }
 
-// prepareAndStart returns nil when every replica is READY. Otherwise none that it started is left; it says whether an
-// engine of any had been started.
-func (p *pool) prepareAndStart(ctx context.Context, load *preload) (started bool, err error) {
-	var prepared *enginev1.PreparedEngine
-	if load.spec.PreparedID != "" {
-		prepared, err = p.pools.config.Preparer.Prepared(ctx, load.spec.PreparedID)
-	} else {
-		prepared, err = p.pools.config.Preparer.Prepare(ctx, load.spec.Prepare, p.id, load.hub.Publish)
-	}
+// prepareAndStart returns nil when every replica is READY, and it is durable that the pool is to serve. Otherwise no engine
+// that it started is left; it says whether a process of any had been made.
+func (p *pool) prepareAndStart(ctx context.Context, load *preload) (processes bool, err error) {
+	prepared, err := p.pools.prepare(ctx, load.spec, load.hub.Publish)
 	if err != nil {
 		return false, err
 	}
@@ -305,56 +322,96 @@ func (p *pool) prepareAndStart(ctx context.Context, load *preload) (started bool
 		return false, context.Cause(ctx)
 	}
 	load.enter(registry.PhaseStarting)
-	replicas := p.addReplicas(ctx, load, prepared)
+	replicas := p.addReplicas(load, prepared)
+	bound := bind(ctx, replicas)
 	err = awaitReady(replicas)
-	return slices.ContainsFunc(replicas, (*replica).hadEngine), err
+	if !bound() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil {
+		err = p.own(replicas)
+	}
+	if err != nil {
+		err = undo(replicas, err)
+	}
+	return slices.ContainsFunc(replicas, func(r *replica) bool { return r.madeProcess }), err
 }
 
-// addReplicas starts every replica of the spec that does not live already.
-func (p *pool) addReplicas(ctx context.Context, load *preload, prepared *enginev1.PreparedEngine) []*replica {
+// prepare gets an engine and a model ready to run, as the spec says.
+func (p *Pools) prepare(ctx context.Context, spec registry.Spec, report func(*enginev1.Progress)) (*enginev1.PreparedEngine, error) {
+	if spec.PreparedID != "" {
+		return p.config.Preparer.Prepared(ctx, spec.PreparedID)
+	}
+	return p.config.Preparer.Prepare(ctx, spec.Prepare, spec.ID, report)
+}
+
+// addReplicas starts every replica of the spec.
+func (p *pool) addReplicas(load *preload, prepared *enginev1.PreparedEngine) []*replica {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var replicas []*replica
-	p.updateLocked(func(pool *registry.Pool) {
-		pool.Prepared, pool.Phase = prepared, registry.PhaseStarting
-		old := pool.Replicas
-		pool.Replicas = make([]registry.Replica, load.spec.Replicas)
-		copy(pool.Replicas, old)
-		for index := range pool.Replicas {
-			if _, lives := p.alive[index]; lives {
-				continue
-			}
-			r := p.newReplicaLocked(launch.Request{
-				Pool: p.id, Replica: p.id.Replica(index), Index: index,
-				Prepared: prepared, Port: load.spec.Port, StartupTimeout: load.spec.StartupTimeout,
-			})
-			pool.Replicas[index] = registry.Replica{
-				ID: r.request.Replica, Index: index, Generation: r.request.Generation, State: registry.ReplicaStarting,
-			}
-			replicas = append(replicas, r)
+	p.prepared = prepared
+	p.tracks, p.loadTimes = make(map[int]supervision.Track), make(map[int]time.Duration)
+	old := p.views
+	p.views = make([]registry.Replica, load.spec.Replicas)
+	copy(p.views, old)
+	replicas := make([]*replica, load.spec.Replicas)
+	for index := range replicas {
+		r := p.newReplica(index, p.made, "preload")
+		r.onStage = load.enter
+		replicas[index] = r
+		p.hireLocked(r)
+	}
+	p.publishLocked()
+	return replicas
+}
+
+// bind has replicas end when ctx does, until the returned function is called, which says whether ctx had not ended by then.
+func bind(ctx context.Context, replicas []*replica) func() bool {
+	return context.AfterFunc(ctx, func() {
+		for _, r := range replicas {
+			r.halt(context.Cause(ctx))
 		}
 	})
+}
+
+// own makes it durable that the pool is to serve, and has its replicas started again from now on when they fail.
+func (p *pool) own(replicas []*replica) error {
+	p.mu.Lock()
 	for _, r := range replicas {
-		launching, cancel := context.WithCancelCause(ctx)
-		r.cancelLaunch = cancel
-		p.pools.work.Go(func() {
-			defer cancel(nil)
-			r.run(launching)
-		})
+		if p.crew[r.index] != r || r.view.State != registry.ReplicaReady {
+			failure := p.exited(r.view)
+			p.mu.Unlock()
+			return reason.New(reason.WorkerStartFailed, failure.Message, reason.Remedy("read the pool's logs; they end with the engine's own words"))
+		}
 	}
-	return replicas
+	p.wanted, p.why, p.failure = true, "", nil
+	for _, r := range replicas {
+		r.supervised = true
+	}
+	before := p.keeper.durable
+	saved := p.commitLocked()
+	p.mu.Unlock()
+	err := <-saved
+	if err != nil {
+		p.mu.Lock()
+		p.wanted, p.keeper.durable = false, before
+		p.saveLocked()
+		p.mu.Unlock()
+	}
+	return err
 }
 
 // errSibling stops replicas of a load that failed because of another one.
 var errSibling = errors.New("another replica did not get ready")
 
-// awaitReady returns nil when all replicas are READY. If one fails it stops the others, and returns when none is left.
+// awaitReady returns nil when all replicas have got READY. If one fails it has the others end too, and returns why; undo waits
+// until they have.
 func awaitReady(replicas []*replica) error {
 	failed := make(chan error, len(replicas))
 	for _, r := range replicas {
 		go func() {
-			<-r.launched
-			failed <- r.launchErr
+			<-r.tried
+			failed <- r.tryErr
 		}()
 	}
 	var first error
@@ -363,19 +420,19 @@ func awaitReady(replicas []*replica) error {
 		if err != nil && first == nil {
 			first = err
 			for _, r := range replicas {
-				r.cancelLaunch(errSibling)
+				r.halt(errSibling)
 			}
 		}
 	}
-	if first == nil {
-		return nil
-	}
-	for _, r := range replicas {
-		if err := r.shut(0, errSibling); err != nil {
-			first = errors.Join(err, first) // That something is left matters more than why it was to go.
-		}
-	}
 	return first
+}
+
+// undo stops replicas and returns when none is left, with why they were to go, or with what could not be stopped.
+func undo(replicas []*replica, cause error) error {
+	if left := shutAll(replicas, "undo", nil, errSibling); left != nil {
+		return errors.Join(left, cause) // That something is left matters more than why it was to go.
+	}
+	return cause
 }
 
 // Cancel cancels the load of a pool and returns when nothing of it is left. It says whether there was one to cancel.
@@ -384,10 +441,13 @@ func (p *Pools) Cancel(ctx context.Context, id registry.PoolID) (bool, error) {
 	if pool == nil {
 		return false, notFound(id)
 	}
-	load := pool.cancelLoad(errCancelled)
+	pool.mu.Lock()
+	load := pool.loading
+	pool.mu.Unlock()
 	if load == nil {
 		return false, nil
 	}
+	load.cancel(errCancelled)
 	select {
 	case <-load.done:
 		if reason.Of(load.err) == reason.StopFailed {

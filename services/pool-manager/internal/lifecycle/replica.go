@@ -6,200 +6,419 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/supervision"
 )
 
-// stopLimit is how long a stop may take beyond the waits of the engine's own stop protocol: KILL, and the proof.
-const stopLimit = 2 * time.Minute
+const (
+	// stopLimit is how long a stop may take beyond the waits of the engine's own stop protocol: KILL, and the proof.
+	stopLimit = 2 * time.Minute
+	// stopAgain is how often a stop that did not succeed is tried again.
+	stopAgain = 30 * time.Second
+)
 
-// replica is one start of one replica: the actor that alone talks to its engine's process.
+// replica is one engine of a pool through all its starts: the actor that alone launches it, talks to its process, and decides
+// with the pool's policy when it is started again.
 type replica struct {
-	pool    *pool
-	request launch.Request
+	pool     *pool
+	index    int
+	edition  uint64
+	spec     registry.Spec
+	prepared *enginev1.PreparedEngine
+	// startedBy says why the first start is made.
+	startedBy string
+	// quiet starts make no handoff: a reload does that at its switch.
+	quiet bool
+	// leftover is a start of an earlier manager that is taken over in place of the first start; nil if there is none. before
+	// are others, which are ended first.
+	leftover *launch.Leftover
+	before   []func(context.Context) error
+	// servedBefore is whether the leftover had been READY under an earlier manager.
+	servedBefore bool
+	// turn is waited for before the first start, and giveTurn gives it; nil for none.
+	turn     <-chan struct{}
+	giveTurn func()
+	// onStage is told of each phase of a start; nil for nobody.
+	onStage func(registry.Phase)
 
-	// cancelLaunch ends a launch under way.
-	cancelLaunch context.CancelCauseFunc
-	// launched is closed once engine or launchErr is set.
-	launched  chan struct{}
-	engine    Engine
-	launchErr error
-	// stops takes orders to stop the engine; gone is closed when nothing of it is left.
+	// life ends when the replica is to end; halt ends it.
+	life context.Context //nolint:containedctx // The life of an actor, which outlives every caller.
+	halt context.CancelCauseFunc
+	// stops takes orders to stop the engine, or to leave it; gone is closed when nothing of it is left, or it was left.
 	stops chan stopOrder
 	gone  chan struct{}
+	// poked takes the wish to start at once; a value is kept.
+	poked chan struct{}
+	// tried is closed when the first start has an outcome, which tryErr is.
+	tried  chan struct{}
+	once   sync.Once
+	tryErr error
+	// madeProcess is whether any start has made a process; valid once tried is closed.
+	madeProcess bool
 	// stopped is how it was stopped, valid once gone is closed.
 	stopped launch.Stopped
+
+	// Guarded by the pool's lock: what is known of it; whether it is started again when it fails; its engine while it is
+	// READY or DRAINING; when that had last something to do.
+	view       registry.Replica
+	supervised bool
+	engine     Engine
+	lastActive time.Time
 }
 
-// stopOrder asks the actor to stop its engine.
+// stopOrder asks the actor to stop its engine, or to leave it running.
 type stopOrder struct {
-	requestsCut int
-	failed      chan error // gets an error if the engine could not be stopped; else gone is closed.
+	ending launch.Ending
+	leave  bool
+	failed chan error // gets an error if the engine could not be stopped; else gone is closed.
 }
 
-// newReplica registers a start. Its caller holds the pool's lock and runs it.
-func (p *pool) newReplicaLocked(request launch.Request) *replica {
-	p.generations[request.Index]++
-	request.Generation = p.generations[request.Index]
-	r := &replica{
-		pool:     p,
-		request:  request,
-		launched: make(chan struct{}),
-		stops:    make(chan stopOrder),
-		gone:     make(chan struct{}),
+// newReplica returns a replica of the pool that is made of these; its caller puts it where it belongs, and runs it.
+func (p *pool) newReplica(index int, m made, startedBy string) *replica {
+	life, halt := context.WithCancelCause(p.pools.base)
+	return &replica{
+		pool: p, index: index, edition: m.edition, spec: m.spec, prepared: m.prepared, startedBy: startedBy,
+		life: life, halt: halt,
+		stops: make(chan stopOrder), gone: make(chan struct{}), poked: make(chan struct{}, 1), tried: make(chan struct{}),
+		view: registry.Replica{ID: p.id.Replica(index), Index: index, State: registry.ReplicaStarting},
 	}
-	p.alive[request.Index] = r
-	return r
 }
 
-// run owns the engine from its launch until nothing of it is left. ctx bounds nothing but the launch.
-func (r *replica) run(ctx context.Context) {
+// hireLocked makes a replica part of the crew and runs it.
+func (p *pool) hireLocked(r *replica) {
+	if r.index < len(p.views) {
+		r.view.Generation, r.view.Exit = p.views[r.index].Generation, p.views[r.index].Exit
+		r.view.Supervision = p.tracks[r.index].Status()
+		p.views[r.index] = r.view
+	}
+	p.crew[r.index] = r
+	p.pools.work.Go(r.run)
+}
+
+// change changes what is known of the replica and tells everybody.
+func (r *replica) change(change func(view *registry.Replica)) {
+	r.pool.update(func() { r.changeLocked(change) })
+}
+
+func (r *replica) changeLocked(change func(view *registry.Replica)) {
+	change(&r.view)
+	if r.pool.crew[r.index] == r && r.index < len(r.pool.views) {
+		r.pool.views[r.index] = r.view
+	}
+}
+
+// run owns the engine, start after start, until nothing of it is left and it is not to be started again.
+func (r *replica) run() {
 	defer r.end()
-	r.launch(ctx)
-	if r.engine == nil {
+	if !r.clearBefore() || !r.awaitTurn() {
+		r.finish(registry.ReplicaStopped, nil)
 		return
 	}
-	done := r.engine.Done()
-	if r.launchErr != nil {
-		done = nil // Some of it is left: only an order can help.
-	}
-	for {
-		select {
-		case <-done:
-			if r.bury(ctx) {
-				return
-			}
-			done = nil // Some of it is left: only an order can help now.
-		case order := <-r.stops:
-			if err := r.stop(ctx, order.requestsCut); err != nil {
-				order.failed <- err
-				continue
-			}
+	for by := r.startedBy; ; by = "restart" {
+		engine, err := r.start(by)
+		if errors.Is(err, launch.ErrLeave) {
+			r.settle(err)
+			return
+		}
+		var failure supervision.Failure
+		var over bool
+		switch {
+		case err == nil:
+			failure, over = r.serve(engine)
+		case engine != nil:
+			over = r.endSurvivors(engine, err)
+			failure = r.failureOf(err)
+		default:
+			failure = r.failureOf(err)
+		}
+		if over || !r.again(failure, err) {
 			return
 		}
 	}
 }
 
+// end makes known that nothing of it is left.
 func (r *replica) end() {
-	r.pool.mu.Lock()
-	if r.pool.alive[r.request.Index] == r {
-		delete(r.pool.alive, r.request.Index)
+	r.settle(errEnded)
+	r.halt(errEnded)
+	p := r.pool
+	p.mu.Lock()
+	if p.crew[r.index] == r {
+		delete(p.crew, r.index)
 	}
-	r.pool.mu.Unlock()
+	if i := slices.Index(p.retiring, r); i >= 0 {
+		p.retiring = slices.Delete(slices.Clone(p.retiring), i, i+1)
+		p.publishLocked()
+	}
+	p.mu.Unlock()
 	close(r.gone)
 }
 
-func (r *replica) launch(ctx context.Context) {
-	defer close(r.launched)
-	r.engine, r.launchErr = r.pool.pools.config.Launch(ctx, r.request, r.stage)
-	if r.launchErr == nil {
-		info := r.engine.Info()
-		r.change("replica ready", func(replica *registry.Replica) {
-			replica.State = registry.ReplicaReady
-			replica.Endpoint, replica.PID, replica.SlotsTotal = info.Endpoint, info.PID, info.Slots
-			replica.Started, replica.Ready = info.Started, info.Ready
-		}, zap.Duration("duration", info.Ready.Sub(info.Started)), zap.Int("pid", info.PID))
-		return
-	}
-	state := registry.ReplicaFailed
-	switch {
-	case r.engine != nil: // It was told to stop, and does not.
-		state = registry.ReplicaStopping
-	case ctx.Err() != nil: // It was told to stop.
-		state = registry.ReplicaStopped
-	}
-	var failed *launch.Error
-	if errors.As(r.launchErr, &failed) {
-		r.change("replica did not get ready", func(replica *registry.Replica) {
-			replica.State, replica.Exit = state, failed.Exit
-			if r.engine == nil {
-				replica.PID = 0
-			}
-		}, zap.Error(r.launchErr))
-		return
-	}
-	r.change("replica was not started", func(replica *registry.Replica) { replica.State = state }, zap.Error(r.launchErr))
+var errEnded = errors.New("the replica has ended")
+
+// settle makes the outcome of the first start known.
+func (r *replica) settle(err error) {
+	r.once.Do(func() {
+		r.tryErr = err
+		close(r.tried)
+	})
 }
 
-// hadEngine says whether the process of the engine was made, whatever became of it. It is for a replica that is launched.
-func (r *replica) hadEngine() bool {
+// clearBefore ends what an earlier manager has left in its place. It says whether to go on.
+func (r *replica) clearBefore() bool {
+	for _, end := range r.before {
+		for {
+			ctx, cancel := context.WithTimeout(r.life, stopLimit)
+			err := end(ctx)
+			cancel()
+			if err == nil {
+				break
+			}
+			r.pool.pools.log.Error("an engine of an earlier manager could not be ended", r.fields(zap.Error(err))...)
+			r.pool.update(func() {
+				r.pool.failure = r.pool.failed(err)
+				r.changeLocked(func(view *registry.Replica) { view.State = registry.ReplicaStopping })
+			})
+			select {
+			case <-time.After(stopAgain):
+			case <-r.life.Done():
+				return false
+			}
+		}
+	}
+	return r.life.Err() == nil
+}
+
+func (r *replica) awaitTurn() bool {
+	if r.turn == nil {
+		return true
+	}
+	select {
+	case <-r.turn:
+		return true
+	case <-r.life.Done():
+		return false
+	}
+}
+
+// start makes one start, or takes one over, and returns its outcome as Machine.Launch does.
+func (r *replica) start(by string) (Engine, error) {
+	p := r.pool
+	leftover := r.leftover
+	r.leftover = nil
+	request := launch.Request{
+		Pool: p.id, Replica: p.id.Replica(r.index), Index: r.index, Prepared: r.prepared, Port: r.spec.Port,
+		StartupTimeout: r.spec.StartupTimeout, LoadStallLimit: r.spec.Health.LoadStallLimit,
+		Edition: r.edition, StartedBy: by, Quiet: r.quiet,
+	}
+	p.update(func() {
+		if leftover != nil {
+			request.Generation = leftover.Generation
+		} else {
+			p.generations[r.index]++
+			request.Generation = p.generations[r.index]
+			r.trackLocked(p.tracks[r.index].Starting(p.pools.config.Now()))
+		}
+		request.ExpectedLoad = p.loadTimes[r.index]
+		r.changeLocked(func(view *registry.Replica) {
+			*view = registry.Replica{
+				ID: view.ID, Index: view.Index, Generation: request.Generation, State: registry.ReplicaStarting,
+				Exit: view.Exit, Supervision: p.tracks[r.index].Status(),
+			}
+		})
+	})
+	began := p.pools.config.Now()
+	var engine Engine
+	var err error
+	if leftover != nil {
+		engine, err = p.pools.config.Machine.Adopt(r.life, *leftover, request, r.stage)
+		p.pools.config.Observer.Adopted(err == nil, p.pools.config.Now().Sub(began))
+	} else {
+		engine, err = p.pools.config.Machine.Launch(r.life, request, r.stage)
+	}
+	if err == nil {
+		p.pools.config.Observer.EngineReady(by, p.pools.config.Now().Sub(began))
+		return engine, nil
+	}
+	if errors.Is(err, launch.ErrLeave) {
+		return nil, err
+	}
+	if failed := (*launch.Error)(nil); errors.As(err, &failed) {
+		r.madeProcess = true
+		if failed.Exit != nil {
+			p.pools.config.Observer.EngineEnded(failed.Exit.Class, failed.Exit.Uptime)
+		}
+	}
+	r.notReady(engine, err)
+	return engine, err
+}
+
+// notReady makes known that a start has failed.
+func (r *replica) notReady(engine Engine, err error) {
 	var failed *launch.Error
-	return r.launchErr == nil || errors.As(r.launchErr, &failed)
+	made := errors.As(err, &failed)
+	r.change(func(view *registry.Replica) {
+		switch {
+		case engine != nil: // It was told to stop, and does not.
+			view.State = registry.ReplicaStopping
+		case r.life.Err() != nil: // It was told to stop.
+			view.State = registry.ReplicaStopped
+		default:
+			view.State = registry.ReplicaFailed
+		}
+		view.Loading, view.Endpoint = nil, ""
+		if made && failed.Exit != nil {
+			view.Exit = failed.Exit
+		}
+		if engine == nil {
+			view.PID = 0
+		}
+	})
+	r.settle(err)
+	r.pool.pools.log.Info("replica did not get ready", r.fields(zap.Bool("process", made), zap.Error(err))...)
 }
 
 func (r *replica) stage(stage launch.Stage) {
-	r.pool.update(func(pool *registry.Pool) {
-		replica := &pool.Replicas[r.request.Index]
-		replica.PID, replica.Started, replica.LogPath = stage.PID, stage.Started, stage.LogPath
-		if pool.Phase != 0 && pool.Phase < stage.Phase {
-			pool.Phase = stage.Phase
-		}
+	r.change(func(view *registry.Replica) {
+		view.PID, view.Started, view.LogPath, view.Loading = stage.PID, stage.Started, stage.LogPath, stage.Loading
 	})
-	r.pool.mu.Lock()
-	loading := r.pool.loading
-	r.pool.mu.Unlock()
-	if loading != nil {
-		loading.enter(stage.Phase)
+	if r.onStage != nil {
+		r.onStage(stage.Phase)
 	}
 }
 
-// bury clears away after an engine that ended by itself, and says whether nothing is left.
-func (r *replica) bury(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
-	defer cancel()
-	exit, err := r.engine.Bury(ctx)
-	r.pool.update(func(pool *registry.Pool) {
-		replica := &pool.Replicas[r.request.Index]
-		replica.State, replica.Endpoint, replica.PID, replica.Exit = registry.ReplicaFailed, "", 0, &exit
-		if err != nil {
-			replica.State = registry.ReplicaStopping
-		}
-		if pool.State == registry.StateReady {
-			pool.State, pool.Failure = registry.StateFailed, r.pool.exited(*replica)
-		}
-	})
-	r.pool.pools.log.Warn("replica ended by itself", r.fields(zap.Stringer("class", exit.Class), zap.Duration("uptime", exit.Uptime), zap.Error(err))...)
-	return err == nil
+// trackLocked remembers what supervision made of what has happened.
+func (r *replica) trackLocked(track supervision.Track) {
+	r.pool.tracks[r.index] = track
+	status := track.Status()
+	r.changeLocked(func(view *registry.Replica) { view.Supervision = status })
 }
 
-// exited says why a pool has failed one of whose replicas has ended by itself.
-func (p *pool) exited(replica registry.Replica) *registry.Failure {
-	message := fmt.Sprintf("replica %s ended by itself", replica.ID)
-	if replica.Exit != nil {
-		message += ": " + launch.Describe(*replica.Exit)
+// failureOf is what supervision is told of a start that did not get ready.
+func (r *replica) failureOf(err error) supervision.Failure {
+	failure := supervision.Failure{Class: enginev1.ExitClass_EXIT_CLASS_ERROR}
+	var failed *launch.Error
+	if errors.As(err, &failed) && failed.Exit != nil {
+		failure.Class = failed.Exit.Class
 	}
-	return &registry.Failure{Reason: reason.EngineExited, Message: message, At: p.pools.config.Now()}
+	if r.servedBefore { // Nobody saw when it ended: as an engine that had served for long, it is started again at once.
+		r.servedBefore = false
+		failure.WasReady, failure.ReadyFor = true, r.spec.Restart.ImmediateAfter
+	}
+	return failure
 }
 
-// stop ends the engine and returns nil when nothing of it is left.
-func (r *replica) stop(ctx context.Context, requestsCut int) error {
-	r.change("replica stopping", func(replica *registry.Replica) {
-		replica.State, replica.Endpoint = registry.ReplicaStopping, ""
-	})
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
-	defer cancel()
-	stopped, err := r.engine.Stop(ctx)
-	if err != nil {
-		r.pool.pools.log.Error("replica could not be stopped", r.fields(zap.Error(err))...)
-		return err
+// again decides what comes after a failure, waits for it, and says whether another start is to be made. err is why the last
+// one did not get ready; nil if it had.
+func (r *replica) again(failure supervision.Failure, err error) bool {
+	p := r.pool
+	now := p.pools.config.Now()
+	p.mu.Lock()
+	if r.life.Err() != nil || !r.supervised {
+		if r.view.State == registry.ReplicaBackoff { // It was to be started again a moment ago.
+			r.changeLocked(func(view *registry.Replica) { view.State = registry.ReplicaStopped })
+			p.publishLocked()
+		}
+		p.mu.Unlock()
+		return false
 	}
-	stopped.Exit.RequestsCut = requestsCut
-	r.stopped = stopped
-	r.change("replica stopped", func(replica *registry.Replica) {
-		replica.State, replica.PID, replica.Exit = registry.ReplicaStopped, 0, &stopped.Exit
-	}, zap.Bool("killed", stopped.Killed))
-	return nil
+	track, decision := p.tracks[r.index].Failed(now, p.spec.Restart, failure, p.pools.config.Random())
+	state := registry.ReplicaBackoff
+	if decision.Verdict == supervision.GiveUp {
+		state = registry.ReplicaFailed
+	}
+	r.trackLocked(track)
+	r.changeLocked(func(view *registry.Replica) { view.State = state })
+	switch {
+	case decision.Verdict == supervision.BreakerOpened:
+		p.failure = &registry.Failure{Reason: reason.BreakerOpen, Message: fmt.Sprintf("replica %s: %s", r.view.ID, decision.Cause), At: now}
+	case err != nil:
+		p.failure = p.failed(err)
+	default:
+		p.failure = p.exited(r.view)
+	}
+	p.saveLocked()
+	p.publishLocked()
+	p.mu.Unlock()
+
+	if decision.Verdict == supervision.BreakerOpened {
+		p.pools.config.Observer.BreakerOpened()
+	}
+	p.pools.log.Warn("replica failed", r.fields(zap.Stringer("class", failure.Class), zap.Bool("was_ready", failure.WasReady),
+		zap.Bool("gives_up", decision.Verdict == supervision.GiveUp), zap.Duration("delay", decision.Delay), zap.String("cause", decision.Cause))...)
+	if decision.Verdict == supervision.GiveUp {
+		return false
+	}
+	p.pools.config.Observer.Restart(decision.Delay)
+	return r.rest(decision.Delay)
+}
+
+// rest waits until the replica is to be started again, which is never while its pool is drained. It says whether it is.
+func (r *replica) rest(delay time.Duration) bool {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	for due := delay == 0; ; {
+		if due && !r.pool.isDraining() && r.life.Err() == nil {
+			return true
+		}
+		select {
+		case <-timer.C:
+			due = true
+		case <-r.poked:
+			due = true
+		case <-r.life.Done():
+			r.finish(registry.ReplicaStopped, nil)
+			return false
+		}
+	}
+}
+
+func (p *pool) isDraining() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.draining != nil
+}
+
+// poke has a replica that waits start at once. On one that does not it has the effect that its next wait is none.
+func (r *replica) poke() {
+	select {
+	case r.poked <- struct{}{}:
+	default:
+	}
+}
+
+// finish makes known that the replica has ended.
+func (r *replica) finish(state registry.ReplicaState, exit *registry.Exit) {
+	r.change(func(view *registry.Replica) {
+		view.State, view.Endpoint, view.PID, view.Loading = state, "", 0, nil
+		view.Supervision.NextAttempt = time.Time{}
+		if exit != nil {
+			view.Exit = exit
+		}
+	})
 }
 
 // shut stops the replica wherever it is and returns when nothing of it is left. It may be called by anybody.
-func (r *replica) shut(requestsCut int, cause error) error {
-	r.cancelLaunch(cause)
-	order := stopOrder{requestsCut: requestsCut, failed: make(chan error, 1)}
+func (r *replica) shut(ending launch.Ending, cause error) error {
+	return r.order(stopOrder{ending: ending, failed: make(chan error, 1)}, cause)
+}
+
+// leave ends the replica and leaves its engine running, for the next manager.
+func (r *replica) leave() {
+	_ = r.order(stopOrder{leave: true, failed: make(chan error, 1)}, launch.ErrLeave)
+}
+
+func (r *replica) order(order stopOrder, cause error) error {
+	r.halt(cause)
 	select {
 	case r.stops <- order:
 	case <-r.gone:
@@ -213,15 +432,24 @@ func (r *replica) shut(requestsCut int, cause error) error {
 	}
 }
 
-func (r *replica) change(event string, change func(*registry.Replica), fields ...zap.Field) {
-	r.pool.updateReplica(r.request.Index, change)
-	r.pool.pools.log.Info(event, r.fields(fields...)...)
+// failed says why a pool has failed.
+func (p *pool) failed(err error) *registry.Failure {
+	return &registry.Failure{Reason: reason.Of(err), Message: err.Error(), At: p.pools.config.Now()}
+}
+
+// exited says why a pool has failed one of whose replicas has ended by itself.
+func (p *pool) exited(view registry.Replica) *registry.Failure {
+	message := fmt.Sprintf("replica %s ended by itself", view.ID)
+	if view.Exit != nil {
+		message += ": " + launch.Describe(*view.Exit)
+	}
+	return &registry.Failure{Reason: reason.EngineExited, Message: message, At: p.pools.config.Now()}
 }
 
 func (r *replica) fields(more ...zap.Field) []zap.Field {
 	return append([]zap.Field{
 		zap.String("pool_id", string(r.pool.id)),
-		zap.String("replica_id", string(r.request.Replica)),
-		zap.Uint64("generation", r.request.Generation),
+		zap.String("replica_id", string(r.pool.id.Replica(r.index))),
+		zap.Uint64("edition", r.edition),
 	}, more...)
 }

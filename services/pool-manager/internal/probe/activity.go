@@ -14,31 +14,68 @@ import (
 	"strings"
 )
 
-// Activity is a page of metrics in Prometheus text format, and which of them add up to the requests in flight.
+// Activity is a page of metrics in Prometheus text format, and which of them tell what the engine has to do and has done.
+// Samples of one name with several label sets are added up.
 type Activity struct {
-	Path   string
-	Gauges []string // names; samples of one name with several label sets are added up too.
+	Path     string
+	Gauges   []string // names; together the requests in flight, running or waiting. Each must be on the page.
+	Counters []string // names; together what grows while the engine gets on with its requests.
 }
 
-// InFlight returns the number of requests that the engine has, running or waiting. An error means that the number is
-// not known, which is not zero: the page did not answer, or lacks one of the gauges.
-func (p *Prober) InFlight(ctx context.Context, at netip.AddrPort, a Activity) (int, error) {
+// Load is what an engine told about its work.
+type Load struct {
+	InFlight int
+	// Counters is the sum of those that are on the page. A missing one is 0: some engines list a metric only once it counts.
+	Counters    float64
+	HasCounters bool // false: none of them is on the page, or Counters is no number; then Counters is 0.
+}
+
+// Activity asks once for how much the engine has to do and how far it has got. An error means that the requests in flight
+// are not known, which is not zero: the page did not answer, or lacks one of the gauges.
+func (p *Prober) Activity(ctx context.Context, at netip.AddrPort, a Activity) (Load, error) {
 	got, err := p.get(ctx, at, a.Path)
 	if err != nil {
-		return 0, err
+		return Load{}, err
 	}
 	if got.status != http.StatusOK {
-		return 0, fmt.Errorf("ask %s%s: answered %d", at, a.Path, got.status)
+		return Load{}, fmt.Errorf("ask %s%s: answered %d", at, a.Path, got.status)
 	}
-	sum, err := sumGauges(got.body, a.Gauges)
+	load, err := readLoad(got.body, a)
 	if err != nil {
-		return 0, fmt.Errorf("read activity of %s%s: %w", at, a.Path, err)
+		return Load{}, fmt.Errorf("read activity of %s%s: %w", at, a.Path, err)
 	}
-	return sum, nil
+	return load, nil
 }
 
-// sumGauges adds up all samples of the named metrics, each of which must be there.
-func sumGauges(page []byte, names []string) (int, error) {
+// InFlight is Activity for callers that need the number of requests only.
+func (p *Prober) InFlight(ctx context.Context, at netip.AddrPort, a Activity) (int, error) {
+	load, err := p.Activity(ctx, at, Activity{Path: a.Path, Gauges: a.Gauges})
+	return load.InFlight, err
+}
+
+func readLoad(page []byte, a Activity) (Load, error) {
+	sums, err := sumSamples(page)
+	if err != nil {
+		return Load{}, err
+	}
+	inFlight, err := sumGauges(sums, a.Gauges)
+	if err != nil {
+		return Load{}, err
+	}
+	load := Load{InFlight: inFlight}
+	for _, name := range a.Counters {
+		sum, ok := sums[name]
+		load.Counters += sum
+		load.HasCounters = load.HasCounters || ok
+	}
+	if math.IsNaN(load.Counters) || math.IsInf(load.Counters, 0) {
+		load.Counters, load.HasCounters = 0, false
+	}
+	return load, nil
+}
+
+// sumSamples adds up all samples of each metric of a page.
+func sumSamples(page []byte) (map[string]float64, error) {
 	sums := map[string]float64{}
 	lines := bufio.NewScanner(bytes.NewReader(page))
 	lines.Buffer(nil, maxAnswer)
@@ -48,9 +85,11 @@ func sumGauges(page []byte, names []string) (int, error) {
 			sums[name] += value
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return 0, err
-	}
+	return sums, lines.Err()
+}
+
+// sumGauges adds up the named metrics, each of which must be there.
+func sumGauges(sums map[string]float64, names []string) (int, error) {
 	var total float64
 	for _, name := range names {
 		sum, ok := sums[name]

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package probe asks an engine over HTTP: whether it is ready, which model it serves, how much it has to do.
+// Package probe asks an engine over HTTP: whether it is ready, which model it serves, how much it has to do, and for a
+// completion.
 //
 // Ready means that the asked page answered as expected on a socket that belongs to the engine's own processes (G6): an
-// answer of somebody else on the same port never counts. Questions are GETs on a connection of their own, without
-// proxy, redirect or compression, with a bounded answer and a time limit each, so that a stuck engine costs no more
-// than that. A Prober has no state and may be used by many goroutines. It never starts, stops or signals anything.
+// answer of somebody else on the same port never counts. Questions go out on a connection of their own, without
+// proxy, redirect or compression, with a bounded answer and, but for completions, a time limit each, so that a stuck
+// engine costs no more than that. A Prober has no state and may be used by many goroutines. It never starts, stops or signals anything.
 package probe
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -71,9 +73,20 @@ type answer struct {
 func (p *Prober) get(ctx context.Context, at netip.AddrPort, path string) (answer, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.limit, fmt.Errorf("no answer within %v", p.limit))
 	defer cancel()
+	return p.send(ctx, at, path, nil)
+}
+
+// send asks once, with a GET or, if there is a body, with a POST of that JSON. Only ctx bounds how long it takes.
+func (p *Prober) send(ctx context.Context, at netip.AddrPort, path string, body []byte) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+path, http.NoBody)
+	if body != nil {
+		req, err = http.NewRequestWithContext(ctx, http.MethodPost, "http://"+at.String()+path, bytes.NewReader(body))
+	}
 	if err != nil {
 		return answer{}, fmt.Errorf("ask %s%s: %w", at, path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("User-Agent", "roundhouse-probe")
 	resp, err := p.client.Do(req)
@@ -81,14 +94,14 @@ func (p *Prober) get(ctx context.Context, at netip.AddrPort, path string) (answe
 		return answer{}, fmt.Errorf("ask %s%s: %w", at, path, causeOf(ctx, err))
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	said, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return answer{}, fmt.Errorf("ask %s%s: %w", at, path, causeOf(ctx, err))
 	}
-	if len(body) > maxAnswer {
+	if len(said) > maxAnswer {
 		return answer{}, fmt.Errorf("ask %s%s: the answer has more than %d bytes", at, path, maxAnswer)
 	}
-	return answer{status: resp.StatusCode, body: body}, nil
+	return answer{status: resp.StatusCode, body: said}, nil
 }
 
 // causeOf prefers why the context ended to the library's word for it.

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -259,6 +260,48 @@ engine:open{model="x
 	}
 }
 
+func TestActivityIsOneQuestion(t *testing.T) {
+	t.Parallel()
+	const page = `engine:running 2
+engine:tokens_total{model="a"} 10.5
+engine:tokens_total{model="b"} 4
+engine:steps_total 100
+engine:odd_total NaN
+engine:all_total +Inf
+`
+	for _, tt := range []struct {
+		name     string
+		gauges   []string
+		counters []string
+		want     Load
+		err      string
+	}{
+		{"labels and names are added up", []string{"engine:running"}, []string{"engine:tokens_total", "engine:steps_total"}, Load{2, 114.5, true}, ""},
+		{"one is not there yet", []string{"engine:running"}, []string{"engine:tokens_total", "engine:new_total"}, Load{2, 14.5, true}, ""},
+		{"none is there yet", []string{"engine:running"}, []string{"engine:new_total"}, Load{2, 0, false}, ""},
+		{"none named", []string{"engine:running"}, nil, Load{2, 0, false}, ""},
+		{"not a number", []string{"engine:running"}, []string{"engine:steps_total", "engine:odd_total"}, Load{2, 0, false}, ""},
+		{"infinite", []string{"engine:running"}, []string{"engine:all_total"}, Load{2, 0, false}, ""},
+		{"no gauge", []string{"engine:waiting"}, []string{"engine:steps_total"}, Load{}, "no metric engine:waiting"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var asked atomic.Int32
+			at := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+				asked.Add(1)
+				fmt.Fprint(w, page)
+			})
+			got, err := newProber(t, Config{}).Activity(t.Context(), at, Activity{Path: "/metrics", Gauges: tt.gauges, Counters: tt.counters})
+			if got != tt.want || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("Activity: got %+v, %v, want %+v, %q", got, err, tt.want, tt.err)
+			}
+			if n := asked.Load(); n != 1 {
+				t.Errorf("asked %d times, want once", n)
+			}
+		})
+	}
+}
+
 func TestInFlightOfAStoppedEngineIsUnknown(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -274,11 +317,12 @@ func TestInFlightOfAStoppedEngineIsUnknown(t *testing.T) {
 	}
 }
 
-func FuzzSumGauges(f *testing.F) {
+func FuzzReadLoad(f *testing.F) {
 	f.Add([]byte("a{b=\"c\"} 1\n"), "a")
 	f.Fuzz(func(t *testing.T, page []byte, name string) {
-		if n, err := sumGauges(page, []string{name}); n < 0 || err != nil && n != 0 {
-			t.Errorf("sumGauges(%q, %q): got %d, %v", page, name, n, err)
+		load, err := readLoad(page, Activity{Gauges: []string{name}, Counters: []string{name}})
+		if load.InFlight < 0 || err != nil && load != (Load{}) || err == nil && !load.HasCounters || load.Counters != load.Counters {
+			t.Errorf("readLoad(%q, %q): got %+v, %v", page, name, load, err)
 		}
 	})
 }

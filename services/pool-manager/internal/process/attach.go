@@ -35,7 +35,7 @@ func (h *Host) Attach(id Identity) (*Process, error) {
 	ctx, cancel := context.WithCancel(context.Background()) // Bound to no caller; Release ends it.
 	p := &Process{
 		host: h, id: id, fd: fd, started: time.Now(), release: cancel, done: make(chan struct{}),
-		watched: make(chan struct{}), known: map[int]uint64{id.PID: id.StartTicks},
+		watched: make(chan struct{}), oomBase: h.oom.baseline(procPath(id.PID, "cgroup")), known: map[int]uint64{id.PID: id.StartTicks},
 	}
 	go p.watch(ctx)
 	return p, nil

@@ -22,13 +22,16 @@ type ExitStatus struct {
 	Code       int            // exit code, or CodeUnknown.
 	Signal     syscall.Signal // what killed it; 0 if nothing did or it is not known.
 	CoreDumped bool
+	OOMKilled  bool          // the kernel says that it killed the root, or with it a member, for lack of memory; never a guess.
 	Uptime     time.Duration // from the start, on the monotonic clock; since Attach for an attached process.
 	At         time.Time     // when the exit was seen.
 }
 
-// String says it in a word or two: "exit 1", "signal killed", "exit unknown".
+// String says it in a word or two: "exit 1", "signal killed", "killed for lack of memory", "exit unknown".
 func (e ExitStatus) String() string {
 	switch {
+	case e.OOMKilled:
+		return "killed for lack of memory"
 	case e.Signal != 0:
 		return fmt.Sprintf("signal %v", e.Signal)
 	case e.Code == CodeUnknown:
@@ -79,10 +82,14 @@ func (p *Process) watch(ctx context.Context) {
 	if err := p.fd.wait(ctx); err != nil {
 		return
 	}
+	seen := p.members()
 	p.exit = ExitStatus{Code: CodeUnknown, Uptime: time.Since(p.started), At: time.Now()}
 	left, err := p.Tree()
 	if p.child {
 		p.collect()
+	}
+	if p.oomKilled(seen) {
+		p.exit.OOMKilled, p.exit.Signal = true, syscall.SIGKILL
 	}
 	if err == nil && len(left) == 0 {
 		p.fd.close()

@@ -19,16 +19,14 @@ func markOf(nonce string) uint64 {
 	return binary.BigEndian.Uint64(sum[:])>>3 | 1<<61 // Below "unlimited", and far above what a person would set.
 }
 
-// carriesMark tells whether a process has the mark. One whose limits may not be read, because it is another user's, has
-// not.
-func carriesMark(pid int, mark uint64) bool {
+// limitOf returns the limit that may be the mark of a process; 0, which is none, if it may not be read, because the
+// process is another user's.
+func limitOf(pid int) uint64 {
 	var limit unix.Rlimit
-	return unix.Prlimit(pid, unix.RLIMIT_LOCKS, nil, &limit) == nil && limit.Cur == mark
-}
-
-// bears tells whether a process has the mark of a start or its nonce.
-func bears(pid int, nonce string, mark uint64) bool {
-	return carriesMark(pid, mark) || carriesNonce(pid, nonce)
+	if err := unix.Prlimit(pid, unix.RLIMIT_LOCKS, nil, &limit); err != nil {
+		return 0
+	}
+	return limit.Cur
 }
 
 // markable returns an error where a process with these limits of file locks cannot give marks.

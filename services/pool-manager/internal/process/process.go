@@ -8,8 +8,9 @@
 // the nonce or the mark of the start. The mark is a limit that the kernel hands down and nothing else uses, so a daemon
 // that left session and parent, closed its files and dropped its environment is found by it, by a later manager too.
 // Beyond that is a process that does all this and sets its own limit of file locks, before anything looked at the tree.
-// Exits are seen through pidfds, at once and without polling. Nothing here restarts, decides or writes a record. All
-// exported functions and methods may be called at once from several goroutines.
+// Exits are seen through pidfds, at once and without polling; that the kernel killed for lack of memory is told only on
+// the kernel's own word. Looks at all processes are shared by those who ask at the same time. Nothing here restarts,
+// decides or writes a record. All exported functions and methods may be called at once from several goroutines.
 package process
 
 import (
@@ -26,9 +27,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NonceVar is the environment variable that marks every process of one start.
-const NonceVar = "ROUNDHOUSE_NONCE"
-
 // firstInherited is the first descriptor after stdin, stdout and stderr.
 const firstInherited = 3
 
@@ -38,6 +36,10 @@ const firstInherited = 3
 type Host struct {
 	bootID string
 	self   int
+
+	looks     shared[census]
+	listening shared[[]Listener]
+	oom       *oomSources
 
 	// fork is held from before a fork until its pid is in own, and while strays are reaped, so that the exit of a child
 	// of ours is never taken by the reaper, and that a child never gets the mark of another.
@@ -72,7 +74,9 @@ func New() (*Host, error) {
 	if err := markable(locks); err != nil {
 		return nil, err
 	}
-	return &Host{bootID: strings.TrimSpace(string(boot)), self: os.Getpid(), own: map[int]struct{}{}}, nil
+	return &Host{
+		bootID: strings.TrimSpace(string(boot)), self: os.Getpid(), own: map[int]struct{}{}, oom: newOOMSources("/"),
+	}, nil
 }
 
 // SetSubreaper makes orphans of this program's descendants children of this program, so that a daemonising engine
@@ -115,9 +119,12 @@ func (h *Host) reap(pids []int) {
 	}
 }
 
-// childrenOfSelf lists the children of this program, started or adopted.
+// childrenOfSelf lists the children of this program, started or adopted; at least the dead, while there are any.
 func childrenOfSelf() []int {
 	files, _ := filepath.Glob("/proc/self/task/*/children")
+	if len(files) == 0 {
+		return deadChildrenOfSelf()
+	}
 	var pids []int
 	for _, file := range files {
 		list, err := os.ReadFile(file)
@@ -128,6 +135,28 @@ func childrenOfSelf() []int {
 			if pid, err := strconv.Atoi(word); err == nil {
 				pids = append(pids, pid)
 			}
+		}
+	}
+	return pids
+}
+
+// deadChildrenOfSelf is for kernels that do not list children (no CONFIG_PROC_CHILDREN). The kernel names one that has
+// not been collected; only then are all processes looked at for more.
+func deadChildrenOfSelf() []int {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	if err != nil || info.Signo == 0 {
+		return nil
+	}
+	all, err := snapshot()
+	if err != nil {
+		return nil // The next child that dies is reason to look again.
+	}
+	var pids []int
+	self := os.Getpid()
+	for pid, s := range all {
+		if s.PPID == self && s.dead() {
+			pids = append(pids, pid)
 		}
 	}
 	return pids

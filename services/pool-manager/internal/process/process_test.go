@@ -175,6 +175,9 @@ func manage(dir, what string) error {
 	defer cancel()
 	reaped := make(chan error, 1)
 	go func() { reaped <- h.Run(ctx) }()
+	if source, ok := strings.CutPrefix(what, "oom by "); ok {
+		return manageOOM(h, dir, source)
+	}
 	engine := processtest.Script{Lines: []string{"up"}}
 	if what == "daemons" {
 		engine.Children = []processtest.Child{
@@ -240,11 +243,21 @@ func manageDaemons(ctx context.Context, logPath string, p *Process) error {
 	if err != nil {
 		return err
 	}
-	for len(childrenOfSelf()) > 0 {
+	for left := len(tree); left > 0; {
+		all, err := snapshot()
+		if err != nil {
+			return err
+		}
+		left = 0
+		for _, s := range all {
+			if s.PPID == os.Getpid() {
+				left++
+			}
+		}
 		select {
 		case <-tick.C:
 		case <-limit:
-			return fmt.Errorf("children left: %v", childrenOfSelf())
+			return fmt.Errorf("children left: %d", left)
 		}
 	}
 	fmt.Printf("exit=%v tree=%d killed=%v\n", p.Exit(), len(tree), !report.KilledAt.IsZero())

@@ -39,7 +39,7 @@ type Sockets struct {
 // Sockets returns the listening TCP sockets of p's tree and, if port is not 0, those of others on that port. A socket
 // that is opened or closed meanwhile may be missing, or be Foreign once: ask again before acting on it.
 func (p *Process) Sockets(port uint16) (Sockets, error) {
-	table, err := listeners()
+	table, err := p.host.listening.get(0, listeners)
 	if err != nil {
 		return Sockets{}, err
 	}
@@ -88,7 +88,7 @@ func (h *Host) Holder(port uint16) (pid int, comm string, err error) {
 	if len(table) == 0 {
 		return 0, "", nil
 	}
-	all, err := snapshot(0)
+	all, err := h.census(0)
 	if err != nil {
 		return 0, "", err
 	}

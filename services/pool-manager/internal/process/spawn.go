@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -33,28 +31,16 @@ const (
 type Command struct {
 	Executable  string    // absolute path; required.
 	Args        []string  // without the program's own name.
-	Env         []string  // NAME=value, complete; see BaseEnv. NonceVar is put in front.
+	Env         []string  // NAME=value, complete; see BaseEnv. The marks are put in front, other Reserved names left out.
 	Dir         string    // absolute working directory; empty is "/".
 	LogPath     string    // absolute; both output streams are appended, created with mode 0600; required.
 	Nonce       string    // required, unique to this start; see NewNonce.
+	Manager     string    // by which Strays finds the start again; empty: never.
+	Pool        string    // for whom it is, as is Replica and Generation: told to people and by Strays; empty: not told.
+	Replica     string    // as in Pool.
+	Generation  uint64    // as in Pool; 0: not told.
 	CoreDumps   CoreDumps // zero: none.
 	OOMScoreAdj int       // -1000 to 1000, for the whole tree; zero keeps the manager's own.
-}
-
-// BaseEnv returns the few variables of environ that an engine may have: where programs, home, temporary files and the
-// time zone are, and the locale. PATH is always there.
-func BaseEnv(environ []string) []string {
-	allowed := []string{"PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LC_ALL", "LC_CTYPE"}
-	env := []string{}
-	for _, entry := range environ {
-		if name, _, ok := strings.Cut(entry, "="); ok && slices.Contains(allowed, name) {
-			env = append(env, entry)
-		}
-	}
-	if !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "PATH=") }) {
-		env = append(env, "PATH=/usr/local/bin:/usr/bin:/bin")
-	}
-	return env
 }
 
 // Process is one started engine: the root of a tree of processes. It stays usable after the exit of the root, to look
@@ -62,6 +48,7 @@ func BaseEnv(environ []string) []string {
 type Process struct {
 	host    *Host
 	id      Identity
+	oomBase oomBaseline
 	fd      *pidfd
 	child   bool // started by this Host, which then collects its exit.
 	started time.Time
@@ -70,6 +57,9 @@ type Process struct {
 	done    chan struct{}
 	watched chan struct{} // closed when the watcher has ended: after done, or by Release.
 	exit    ExitStatus    // written before done is closed.
+
+	samples shared[Vitals]
+	meter   meter // of samples alone, which never overlap.
 
 	mu       sync.Mutex      // mu guards what follows.
 	known    map[int]uint64  // pid -> start ticks of the members seen last.
@@ -95,6 +85,7 @@ func (h *Host) Spawn(c Command) (*Process, error) {
 	}
 	defer null.Close()
 
+	base := h.oom.baseline(procPath(h.self, "cgroup")) // The engine begins in our group.
 	started := time.Now()
 	pid, handle, err := h.start(c, []uintptr{null.Fd(), logFile.Fd(), logFile.Fd()})
 	if err != nil {
@@ -105,7 +96,7 @@ func (h *Host) Spawn(c Command) (*Process, error) {
 		h.abort(pid)
 		return nil, startError(c, err)
 	}
-	p.started = started
+	p.started, p.oomBase = started, base
 	ctx, cancel := context.WithCancel(context.Background()) // The engine's life is bound to no caller; Release ends it.
 	p.release = cancel
 	go p.watch(ctx)
@@ -114,10 +105,9 @@ func (h *Host) Spawn(c Command) (*Process, error) {
 
 // start makes the process with these files, its nonce and its mark, and takes it for ours. It returns its pidfd too, or -1.
 func (h *Host) start(c Command, files []uintptr) (pid, handle int, err error) {
-	env := slices.DeleteFunc(slices.Clone(c.Env), func(e string) bool { return strings.HasPrefix(e, NonceVar+"=") })
 	attributes := &syscall.ProcAttr{
 		Dir:   c.Dir,
-		Env:   append([]string{NonceVar + "=" + c.Nonce}, env...),
+		Env:   c.environ(),
 		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &handle},
 	}
@@ -149,7 +139,7 @@ func (c *Command) check() error {
 	if c.Nonce == "" {
 		return errors.New("no nonce")
 	}
-	return nil
+	return c.checkMarks()
 }
 
 // settle applies the limits to a fresh child and takes its identity.

@@ -3,9 +3,7 @@
 package process
 
 import (
-	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -13,17 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// environCap bounds what is read of a foreign environment in bytes. Spawn puts the nonce first, so that it is found
-// well before; the kernel itself allows a few MiB.
-const environCap = 4 << 20
-
 // statBytes is more than a line of /proc/PID/stat can have: 52 numbers and a name.
 const statBytes = 2048
 
 // stat is what /proc/PID/stat tells about one process.
 type stat struct {
 	Member
-	threads int
+	threads  int
+	faults   uint64 // page faults, those of collected children included.
+	cpuTicks uint64 // time on a CPU, that of collected children included.
+	rssPages uint64
 }
 
 // dead tells whether only the exit status is left. A process whose first thread ended while others run is alive,
@@ -62,9 +59,14 @@ func parseStat(line string) (stat, error) {
 	if open < 1 || shut < open {
 		return stat{}, fmt.Errorf("parse process status %q: no name in it", line)
 	}
-	const state, parent, group, session, threads, start = 0, 1, 2, 3, 17, 19
+	const (
+		state, parent, group, session      = 0, 1, 2, 3
+		minorFaults, majorFaultsOfChildren = 7, 10
+		userTime, systemTimeOfChildren     = 11, 14
+		threads, start, resident           = 17, 19, 21
+	)
 	rest := strings.Fields(line[shut+1:])
-	if len(rest) <= start || len(rest[state]) != 1 {
+	if len(rest) <= resident || len(rest[state]) != 1 {
 		return stat{}, fmt.Errorf("parse process status %q: %d fields after the name", line, len(rest))
 	}
 	var s stat
@@ -82,34 +84,20 @@ func parseStat(line string) (stat, error) {
 		}
 		*f.to = n
 	}
-	ticks, err := strconv.ParseUint(rest[start], 10, 64)
-	if err != nil {
-		return stat{}, fmt.Errorf("parse process status %q: %w", line, err)
-	}
-	s.StartTicks = ticks
-	return s, nil
-}
-
-// carriesNonce tells whether the environment that a process was started with has the nonce. One that may not be read,
-// because it is another user's, has not.
-func carriesNonce(pid int, nonce string) bool {
-	if nonce == "" {
-		return false
-	}
-	f, err := os.Open(procPath(pid, "environ"))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	environ, err := io.ReadAll(io.LimitReader(f, environCap))
-	if err != nil {
-		return false
-	}
-	want := []byte(NonceVar + "=" + nonce)
-	for entry := range bytes.SplitSeq(environ, []byte{0}) {
-		if bytes.Equal(entry, want) {
-			return true
+	for _, f := range []struct {
+		to          *uint64
+		first, last int
+	}{
+		{&s.StartTicks, start, start}, {&s.faults, minorFaults, majorFaultsOfChildren},
+		{&s.cpuTicks, userTime, systemTimeOfChildren}, {&s.rssPages, resident, resident},
+	} {
+		for _, text := range rest[f.first : f.last+1] {
+			n, err := strconv.ParseUint(text, 10, 64)
+			if err != nil {
+				return stat{}, fmt.Errorf("parse process status %q: %w", line, err)
+			}
+			*f.to += n
 		}
 	}
-	return false
+	return s, nil
 }

@@ -13,12 +13,12 @@ const statLine = "4242 (a) R (b c)) S 1 4200 4100 0 -1 4194560 1 2 3 4 5 6 7 8 2
 
 func TestParseStat(t *testing.T) {
 	t.Parallel()
-	want := stat{Member: Member{PID: 4242, PPID: 1, PGID: 4200, SID: 4100, StartTicks: 987654, State: 'S', Comm: "a) R (b c)"}, threads: 3}
+	want := stat{Member: Member{PID: 4242, PPID: 1, PGID: 4200, SID: 4100, StartTicks: 987654, State: 'S', Comm: "a) R (b c)"}, threads: 3, faults: 10, cpuTicks: 26, rssPages: 2}
 	got, err := parseStat(statLine)
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(stat{})); err != nil || diff != "" {
 		t.Errorf("parseStat: %v (-want +got):\n%s", err, diff)
 	}
-	for _, bad := range []string{"", "1", "1 (a", ") (", "1 (a) S 1 2", "x (a) S 1 4200 4100 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 987654"} {
+	for _, bad := range []string{"", "1", "1 (a", ") (", "1 (a) S 1 2", "x (a) S 1 4200 4100 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 987654 1 2", "1 (a) S 1 4200 4100 0 -1 4194560 1 2 3 x 5 6 7 8 20 0 3 0 987654 1 2"} {
 		if got, err := parseStat(bad); err == nil {
 			t.Errorf("parseStat(%q): got %+v, want an error", bad, got)
 		}

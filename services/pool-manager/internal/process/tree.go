@@ -5,9 +5,7 @@ package process
 import (
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
 )
 
 // Member is one living process of a tree, as it was when looked at.
@@ -23,9 +21,7 @@ func (m Member) String() string { return fmt.Sprintf("%d %s (%c)", m.PID, m.Comm
 // Tree returns the living processes of p's start by pid: its session, its group, their descendants, and every process
 // with its nonce or mark. What was once seen as a member stays one. Zombies are not alive. Empty means that all is gone.
 func (p *Process) Tree() ([]Member, error) {
-	p.mu.Lock()
-	known := maps.Clone(p.known)
-	p.mu.Unlock()
+	known := p.members()
 	members, err := p.host.tree(p.id, known)
 	if err != nil {
 		return nil, err
@@ -41,6 +37,13 @@ func (p *Process) Tree() ([]Member, error) {
 	return members, nil
 }
 
+// members returns the start ticks by pid of those whom the newest look found.
+func (p *Process) members() map[int]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.known)
+}
+
 // Find returns the living processes that carry the nonce or the mark that goes with it, and their descendants. It is how
 // a start whose pid was never recorded is found again (G1).
 func (h *Host) Find(nonce string) ([]Member, error) {
@@ -53,21 +56,26 @@ func (h *Host) tree(id Identity, known map[int]uint64) ([]Member, error) {
 	if id.BootID != h.bootID {
 		return nil, nil
 	}
-	all, err := snapshot(id.StartTicks)
+	all, err := h.census(0)
 	if err != nil {
 		return nil, err
 	}
+	return h.treeIn(all, id, known), nil
+}
+
+// treeIn is tree in a census that was taken.
+func (h *Host) treeIn(all census, id Identity, known map[int]uint64) []Member {
 	in, mark := map[int]bool{}, markOf(id.Nonce)
-	root, held := all[id.PID]
-	held = held && id.PID != 0 && root.StartTicks == id.StartTicks
+	root := all[id.PID]
+	held := id.PID != 0 && root != nil && root.StartTicks == id.StartTicks
 	inSession, inGroup := held, held
 	for pid, s := range all {
 		ticks, seen := known[pid]
 		switch {
-		case pid == h.self || pid == 1:
+		case pid == h.self || pid == 1 || s.StartTicks < id.StartTicks: // An older one cannot have been started by ours.
 		case held && (pid == id.PID || s.SID == id.PID || s.PGID == id.PID), seen && ticks == s.StartTicks:
 			in[pid] = true
-		case !s.dead() && bears(pid, id.Nonce, mark):
+		case !s.dead() && s.bears(id.Nonce, mark):
 			in[pid] = true
 		}
 		if in[pid] && id.PID != 0 {
@@ -76,7 +84,7 @@ func (h *Host) tree(id Identity, known map[int]uint64) ([]Member, error) {
 		}
 	}
 	for pid, s := range all {
-		if inSession && s.SID == id.PID || inGroup && s.PGID == id.PID {
+		if s.StartTicks >= id.StartTicks && (inSession && s.SID == id.PID || inGroup && s.PGID == id.PID) {
 			in[pid] = true
 		}
 	}
@@ -89,36 +97,11 @@ func (h *Host) tree(id Identity, known map[int]uint64) ([]Member, error) {
 		}
 	}
 	slices.SortFunc(members, func(a, b Member) int { return a.PID - b.PID })
-	return members, nil
-}
-
-// snapshot reads every process that started at or after the tick; an older one cannot have been started by ours.
-func snapshot(since uint64) (map[int]stat, error) {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	all := map[int]stat{}
-	buf := make([]byte, statBytes)
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if s, err := readStatInto(buf, pid); err == nil && s.StartTicks >= since { // An error: it has just gone.
-			all[pid] = s
-		}
-	}
-	return all, nil
+	return members
 }
 
 // addDescendants adds to in whatever of all has a parent in it, children of children too.
-func addDescendants(all map[int]stat, in map[int]bool) {
+func addDescendants(all census, in map[int]bool) {
 	for grown := true; grown; {
 		grown = false
 		for pid, s := range all {

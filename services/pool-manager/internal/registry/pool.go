@@ -7,6 +7,7 @@ import (
 	"time"
 
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/supervision"
 )
 
 // PoolID names a pool of this node.
@@ -34,7 +35,29 @@ type Spec struct {
 	Port uint16
 	// StartupTimeout limits each start; 0 means what the engine's contract says.
 	StartupTimeout time.Duration
+	// Restart says how engines are started again; every default is filled in.
+	Restart supervision.Policy
+	// Health says how it is told whether engines work; every default is filled in.
+	Health supervision.Health
+	// Residency says when the pool is loaded.
+	Residency Residency
+	// IdleTimeout unloads the pool after so long without a request; 0 means never.
+	IdleTimeout time.Duration
+	// Priority of the pool when pools come back; higher ones first.
+	Priority int
+	// Labels are for others.
+	Labels map[string]string
 }
+
+// Residency says when a pool is loaded.
+type Residency int
+
+// The residencies, as roundhouse.pool.v1.Residency describes them.
+const (
+	Pinned Residency = iota + 1
+	TTL
+	Lazy
+)
 
 // State is where a pool stands.
 type State int
@@ -46,10 +69,12 @@ const (
 	StateDraining
 	StateStopped
 	StateFailed
+	StateDegraded
+	StateRecovering
 )
 
 func (s State) String() string {
-	return [...]string{"UNSPECIFIED", "LOADING", "READY", "DRAINING", "STOPPED", "FAILED"}[s]
+	return [...]string{"UNSPECIFIED", "LOADING", "READY", "DRAINING", "STOPPED", "FAILED", "DEGRADED", "RECOVERING"}[s]
 }
 
 // Phase is a stage of the way to READY.
@@ -78,10 +103,11 @@ const (
 	ReplicaStopping
 	ReplicaStopped
 	ReplicaFailed
+	ReplicaBackoff
 )
 
 func (s ReplicaState) String() string {
-	return [...]string{"UNSPECIFIED", "STARTING", "READY", "DRAINING", "STOPPING", "STOPPED", "FAILED"}[s]
+	return [...]string{"UNSPECIFIED", "STARTING", "READY", "DRAINING", "STOPPING", "STOPPED", "FAILED", "BACKOFF"}[s]
 }
 
 // Pool is a snapshot. Nobody changes one, nor anything it refers to, after it was put into a Registry.
@@ -93,6 +119,14 @@ type Pool struct {
 	Prepared *enginev1.PreparedEngine
 	Replicas []Replica
 	Created  time.Time
+	// Wanted is whether the pool is to serve, now and after a restart.
+	Wanted bool
+	// Edition counts what was made of the pool.
+	Edition uint64
+	// Retiring are engines of before a reload that end what they have.
+	Retiring []Replica
+	// Reload is where a reload stands; nil if there is none.
+	Reload *ReloadStatus
 
 	// Revision and Updated are set by the Registry.
 	Revision uint64
@@ -113,9 +147,44 @@ type Replica struct {
 	Ready      time.Time
 	// LogPath is the file that holds the output of this start.
 	LogPath string
-	// Exit says how the process ended; nil while one lives.
+	// Exit says how the last process ended; nil before one has.
 	Exit *Exit
+	// Supervision is how it was and will be started again.
+	Supervision supervision.Status
+	// Loading is how far its load has come; nil unless State is ReplicaStarting.
+	Loading *LoadProgress
+	// Adopted is true if an earlier manager had started the process.
+	Adopted bool
 }
+
+// LoadProgress is how far a load has come, as roundhouse.pool.v1.LoadProgress describes it.
+type LoadProgress struct {
+	LoadedBytes int64
+	TotalBytes  int64
+	// Remaining is 0 if it is not known.
+	Remaining time.Duration
+	// StillSince is zero while something moves.
+	StillSince time.Time
+}
+
+// ReloadStatus is where a reload stands.
+type ReloadStatus struct {
+	Phase      ReloadPhase
+	Candidates []Replica
+}
+
+// ReloadPhase is a stage of a reload.
+type ReloadPhase int
+
+// The phases, as roundhouse.pool.v1.ReloadPhase describes them.
+const (
+	ReloadPreparing ReloadPhase = iota + 1
+	ReloadStoppingOld
+	ReloadStarting
+	ReloadProving
+	ReloadDrainingOld
+	ReloadRollingBack
+)
 
 // Exit is how a process ended.
 type Exit struct {

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -27,37 +28,11 @@ func replicaStateOf(state registry.ReplicaState) poolv1.ReplicaState {
 	return poolv1.ReplicaState(state)
 }
 
-// specOf reads a spec and fills in its defaults.
-func specOf(spec *poolv1.PoolSpec) (registry.Spec, error) {
-	s := registry.Spec{
-		ID:             registry.PoolID(spec.GetPoolId()),
-		Prepare:        spec.GetPrepare(),
-		PreparedID:     spec.GetPreparedId(),
-		Replicas:       max(int(spec.GetReplicas()), 1),
-		Port:           uint16(spec.GetPort()),
-		StartupTimeout: spec.GetStartupTimeout().AsDuration(),
-	}
-	if s.Port != 0 && s.Replicas > 1 {
-		return registry.Spec{}, reason.New(reason.InvalidParams, "several replicas cannot share one port", reason.Field("spec.port"),
-			reason.Remedy("leave the port at 0, or ask for one replica"))
-	}
-	return s, nil
-}
-
-func specMessage(s registry.Spec) *poolv1.PoolSpec {
-	spec := &poolv1.PoolSpec{PoolId: string(s.ID), Replicas: uint32(s.Replicas), Port: uint32(s.Port)}
-	if s.Prepare != nil {
-		spec.Workload = &poolv1.PoolSpec_Prepare{Prepare: s.Prepare}
-	} else {
-		spec.Workload = &poolv1.PoolSpec_PreparedId{PreparedId: s.PreparedID}
-	}
-	if s.StartupTimeout > 0 {
-		spec.StartupTimeout = durationpb.New(s.StartupTimeout)
-	}
-	return spec
-}
-
+// poolOf returns nil for nil, which is what is left of a pool that was forgotten before the end of its operation was told.
 func poolOf(p *registry.Pool) *poolv1.Pool {
+	if p == nil {
+		return nil
+	}
 	pool := &poolv1.Pool{
 		PoolId:     string(p.Spec.ID),
 		Revision:   p.Revision,
@@ -69,14 +44,31 @@ func poolOf(p *registry.Pool) *poolv1.Pool {
 		Model:      modelOf(p.Prepared),
 		Created:    timeOf(p.Created),
 		Updated:    timeOf(p.Updated),
+		Wanted:     p.Wanted,
+		Edition:    p.Edition,
+		Retiring:   replicasOf(p.Retiring),
+		Replicas:   replicasOf(p.Replicas),
+	}
+	if r := p.Reload; r != nil {
+		pool.Reload = &poolv1.ReloadStatus{Phase: poolv1.ReloadPhase(r.Phase), Candidates: replicasOf(r.Candidates)}
 	}
 	if f := p.Failure; f != nil {
-		pool.Failure = &poolv1.Failure{Reason: f.Reason, Message: f.Message, At: timeOf(f.At)}
-	}
-	for _, r := range p.Replicas {
-		pool.Replicas = append(pool.Replicas, replicaOf(r))
+		pool.Failure = failureOf(f)
 	}
 	return pool
+}
+
+// failureOf makes the words of any error fit for the wire, as reason.Status does: what is not UTF-8 would end a Watch of all pools.
+func failureOf(f *registry.Failure) *poolv1.Failure {
+	return &poolv1.Failure{Reason: f.Reason, Message: reason.Redact(strings.ToValidUTF8(f.Message, "\uFFFD")), At: timeOf(f.At)}
+}
+
+func replicasOf(replicas []registry.Replica) []*poolv1.Replica {
+	messages := make([]*poolv1.Replica, len(replicas))
+	for i, r := range replicas {
+		messages[i] = replicaOf(r)
+	}
+	return messages
 }
 
 func modelOf(prepared *enginev1.PreparedEngine) *poolv1.Model {
@@ -104,14 +96,30 @@ func replicaOf(r registry.Replica) *poolv1.Replica {
 		SlotsTotal: uint32(r.SlotsTotal),
 		Started:    timeOf(r.Started),
 		Ready:      timeOf(r.Ready),
+		Adopted:    r.Adopted,
+		Supervision: &poolv1.Supervision{
+			Restarts: r.Supervision.Restarts, FailedStarts: uint32(r.Supervision.FailedStarts),
+			NextAttempt: timeOf(r.Supervision.NextAttempt), Breaker: poolv1.BreakerState(r.Supervision.Breaker),
+			BreakerCause: r.Supervision.BreakerCause,
+		},
 	}
-	if e := r.Exit; e != nil {
-		replica.Exit = &poolv1.Exit{
-			Class: e.Class, Code: int32(e.Code), Signal: e.Signal, Uptime: durationpb.New(e.Uptime), Ended: timeOf(e.Ended),
-			LastLogLines: e.LastLines, RequestsCut: uint32(e.RequestsCut),
+	if l := r.Loading; l != nil {
+		replica.Loading = &poolv1.LoadProgress{LoadedBytes: l.LoadedBytes, TotalBytes: l.TotalBytes, StillSince: timeOf(l.StillSince)}
+		if l.Remaining > 0 {
+			replica.Loading.Remaining = durationpb.New(l.Remaining)
 		}
 	}
+	if e := r.Exit; e != nil {
+		replica.Exit = exitOf(*e)
+	}
 	return replica
+}
+
+func exitOf(e registry.Exit) *poolv1.Exit {
+	return &poolv1.Exit{
+		Class: e.Class, Code: int32(e.Code), Signal: e.Signal, Uptime: durationpb.New(e.Uptime), Ended: timeOf(e.Ended),
+		LastLogLines: e.LastLines, RequestsCut: uint32(e.RequestsCut),
+	}
 }
 
 func timeOf(t time.Time) *timestamppb.Timestamp {
@@ -122,14 +130,18 @@ func timeOf(t time.Time) *timestamppb.Timestamp {
 }
 
 func drainOptionsOf(request *poolv1.DrainRequest) lifecycle.DrainOptions {
-	options := lifecycle.DrainOptions{
-		Deadline: defaultDrainDeadline,
-		GiveUp:   request.GetOnDeadline() == poolv1.DrainDeadlineAction_DRAIN_DEADLINE_ACTION_GIVE_UP,
+	return lifecycle.DrainOptions{Deadline: drainDeadlineOf(request.GetDeadline()), GiveUp: givesUp(request.GetOnDeadline())}
+}
+
+func drainDeadlineOf(deadline *durationpb.Duration) time.Duration {
+	if deadline == nil {
+		return defaultDrainDeadline
 	}
-	if deadline := request.GetDeadline(); deadline != nil {
-		options.Deadline = deadline.AsDuration()
-	}
-	return options
+	return deadline.AsDuration()
+}
+
+func givesUp(action poolv1.DrainDeadlineAction) bool {
+	return action == poolv1.DrainDeadlineAction_DRAIN_DEADLINE_ACTION_GIVE_UP
 }
 
 func drainProgressOf(p lifecycle.DrainProgress) *poolv1.DrainProgress {

@@ -131,7 +131,7 @@ func TestDrainOptions(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if diff := cmp.Diff(tt.want, drainOptionsOf(tt.request)); diff != "" {
+			if diff := cmp.Diff(tt.want, drainOptionsOf(tt.request), cmp.AllowUnexported(lifecycle.DrainOptions{})); diff != "" {
 				t.Errorf("options (-want +got):\n%s", diff)
 			}
 		})

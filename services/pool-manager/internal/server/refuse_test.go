@@ -4,10 +4,12 @@ package server
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
@@ -34,6 +36,23 @@ func TestUnknownPool(t *testing.T) {
 		"Drain": func(ctx context.Context) error {
 			stream, err := n.Drain(ctx, &poolv1.DrainRequest{PoolId: "x"})
 			_, err = all(t, stream, err)
+			return err
+		},
+		"Reload": func(ctx context.Context) error {
+			stream, err := n.Reload(ctx, &poolv1.ReloadRequest{Spec: validSpec("x")})
+			_, err = all(t, stream, err)
+			return err
+		},
+		"CancelReload": func(ctx context.Context) error {
+			_, err := n.CancelReload(ctx, &poolv1.CancelReloadRequest{PoolId: "x"})
+			return err
+		},
+		"ListStarts": func(ctx context.Context) error {
+			_, err := n.ListStarts(ctx, &poolv1.ListStartsRequest{PoolId: "x"})
+			return err
+		},
+		"ResetBreaker": func(ctx context.Context) error {
+			_, err := n.ResetBreaker(ctx, &poolv1.ResetBreakerRequest{PoolId: "x"})
 			return err
 		},
 		"Logs": func(ctx context.Context) error {
@@ -79,23 +98,105 @@ func TestSpecThatIsRefused(t *testing.T) {
 		{"129 flags", func(s *poolv1.PoolSpec) {
 			s.GetPrepare().Launch = &enginev1.LaunchSpec{Flags: strings.Split(strings.Repeat("x,", 128)+"x", ",")}
 		}, "spec.prepare.launch.flags"},
+		{"a TTL without an idle timeout", func(s *poolv1.PoolSpec) { s.Residency = poolv1.Residency_RESIDENCY_TTL }, "spec.idle_timeout"},
+		{"an idle timeout of a PINNED pool", func(s *poolv1.PoolSpec) { s.IdleTimeout = durationpb.New(time.Minute) }, "spec.idle_timeout"},
+		{"an idle timeout of half a second", func(s *poolv1.PoolSpec) {
+			s.Residency, s.IdleTimeout = poolv1.Residency_RESIDENCY_LAZY, durationpb.New(time.Second/2)
+		}, "spec.idle_timeout"},
+		{"a residency that is not known", func(s *poolv1.PoolSpec) { s.Residency = 9 }, "spec.residency"},
+		{"a priority of 1001", func(s *poolv1.PoolSpec) { s.Priority = 1001 }, "spec.priority"},
+		{"a label without a key", func(s *poolv1.PoolSpec) { s.Labels = map[string]string{"": "x"} }, `spec.labels[""]`},
+		{"a first delay that makes a busy loop", func(s *poolv1.PoolSpec) {
+			s.Restart = &poolv1.RestartPolicy{FirstDelay: durationpb.New(time.Millisecond)}
+		}, "spec.restart.first_delay"},
+		{"a longest delay below the first", func(s *poolv1.PoolSpec) {
+			s.Restart = &poolv1.RestartPolicy{FirstDelay: durationpb.New(time.Minute), MaxDelay: durationpb.New(time.Second)}
+		}, "spec.restart.max_delay"},
+		{"a breaker that is open for less than at most", func(s *poolv1.PoolSpec) {
+			s.Restart = &poolv1.RestartPolicy{Breaker: &poolv1.BreakerPolicy{OpenFor: durationpb.New(time.Hour), MaxOpenFor: durationpb.New(time.Minute)}}
+		}, "spec.restart.breaker.max_open_for"},
+		{"1001 failed starts", func(s *poolv1.PoolSpec) {
+			s.Restart = &poolv1.RestartPolicy{Breaker: &poolv1.BreakerPolicy{FailedStarts: 1001}}
+		}, "spec.restart.breaker.failed_starts"},
+		{"a health check each millisecond", func(s *poolv1.PoolSpec) {
+			s.Health = &poolv1.HealthPolicy{Interval: durationpb.New(time.Millisecond)}
+		}, "spec.health.interval"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			spec := validSpec("a")
 			tt.change(spec)
-			_, err := n.preload(t, spec)
-			typed := typedError(t, err, reason.InvalidParams)
-			if len(typed.Fields) == 0 || typed.Fields[0].Name != tt.field {
-				t.Errorf("fields of %v are %v, want %s", err, typed.Fields, tt.field)
+			_, preloadErr := n.preload(t, spec)
+			_, _, reloadErr := n.reload(t, &poolv1.ReloadRequest{Spec: spec})
+			for _, err := range []error{preloadErr, reloadErr} {
+				typed := typedError(t, err, reason.InvalidParams)
+				if len(typed.Fields) != 1 || typed.Fields[0].Name != tt.field || typed.Remedy == "" {
+					t.Errorf("fields of %v are %v, want %s and a remedy", err, typed.Fields, tt.field)
+				}
 			}
 		})
 	}
 	t.Run("none", func(t *testing.T) {
 		_, err := n.preload(t, nil)
 		wantReason(t, err, reason.InvalidParams)
+		_, _, err = n.reload(t, &poolv1.ReloadRequest{})
+		wantReason(t, err, reason.InvalidParams)
 	})
 	if pools := n.registry.List(); len(pools) > 0 || n.prepares() > 0 {
 		t.Errorf("something was done: %d pools, %d prepared", len(pools), n.prepares())
+	}
+}
+
+// A caller learns of all that is wrong at once, whoever checks it.
+func TestEveryFieldAtFaultIsNamed(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, Config{})
+	spec := validSpec("a")
+	spec.Replicas, spec.Port, spec.IdleTimeout = 2, 8080, durationpb.New(time.Minute)
+	spec.Restart = &poolv1.RestartPolicy{
+		FirstDelay: durationpb.New(time.Minute), MaxDelay: durationpb.New(time.Second),
+		Breaker: &poolv1.BreakerPolicy{OpenFor: durationpb.New(time.Hour), MaxOpenFor: durationpb.New(time.Minute)},
+	}
+	_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: spec, Proof: &poolv1.ReloadProof{Contains: "4"}})
+	typed := typedError(t, err, reason.InvalidParams)
+	var names []string
+	for _, field := range typed.Fields {
+		names = append(names, field.Name)
+		if field.Problem == "" || strings.Contains(field.Problem, "spec.") {
+			t.Errorf("the problem of %s is %q", field.Name, field.Problem)
+		}
+		if strings.Count(typed.Message, field.Name+": "+field.Problem) != 1 || !strings.Contains(typed.Remedy, field.Name+": ") {
+			t.Errorf("message %q or remedy %q does not tell of %s once", typed.Message, typed.Remedy, field.Name)
+		}
+	}
+	want := []string{"spec.port", "spec.idle_timeout", "spec.restart.max_delay", "spec.restart.breaker.max_open_for", "proof.prompt"}
+	if diff := cmp.Diff(want, names); diff != "" {
+		t.Errorf("fields of %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestTogether(t *testing.T) {
+	t.Parallel()
+	one := reason.New(reason.InvalidParams, "is odd", reason.Field("a"), reason.Remedy("make it even"))
+	other := reason.New(reason.InvalidParams, "is red", reason.Field("b"), reason.Remedy("make it blue"))
+	defect := errors.New("a defect")
+	for _, tt := range []struct {
+		name string
+		errs []error
+		want string
+	}{
+		{"one", []error{nil, one, nil}, "a: is odd: make it even"},
+		{"two", []error{one, other}, "a: is odd; b: is red: a: make it even; b: make it blue"},
+		{"one that is no refusal", []error{one, defect}, "a defect"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if err := together(tt.errs...); err == nil || err.Error() != tt.want {
+				t.Errorf("together(%v) = %v, want %s", tt.errs, err, tt.want)
+			}
+		})
+	}
+	if err := together(nil, nil); err != nil {
+		t.Errorf("nothing together is %v", err)
 	}
 }
 
@@ -142,6 +243,36 @@ func TestRequestThatIsRefused(t *testing.T) {
 			_, err = all(t, stream, err)
 			return err
 		}, "on_deadline"},
+		{"a negative deadline of a node", func(ctx context.Context) error {
+			stream, err := n.DrainNode(ctx, &poolv1.DrainNodeRequest{Deadline: durationpb.New(-1)})
+			_, err = all(t, stream, err)
+			return err
+		}, "deadline"},
+		{"65 drains at once", func(ctx context.Context) error {
+			stream, err := n.DrainNode(ctx, &poolv1.DrainNodeRequest{Parallel: 65})
+			_, err = all(t, stream, err)
+			return err
+		}, "parallel"},
+		{"a negative drain deadline", func(context.Context) error {
+			_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: validSpec("a"), DrainDeadline: durationpb.New(-1)})
+			return err
+		}, "drain_deadline"},
+		{"a proof of 4097 tokens", func(context.Context) error {
+			_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: validSpec("a"), Proof: &poolv1.ReloadProof{Prompt: "?", MaxTokens: 4097}})
+			return err
+		}, "proof.max_tokens"},
+		{"a proof that may take no time", func(context.Context) error {
+			_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: validSpec("a"), Proof: &poolv1.ReloadProof{Prompt: "?", Timeout: durationpb.New(0)}})
+			return err
+		}, "proof.timeout"},
+		{"an answer without a question", func(context.Context) error {
+			_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: validSpec("a"), Proof: &poolv1.ReloadProof{Contains: "4"}})
+			return err
+		}, "proof.prompt"},
+		{"a speed without a question", func(context.Context) error {
+			_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: validSpec("a"), Proof: &poolv1.ReloadProof{MinTokensPerSecond: 4}})
+			return err
+		}, "proof.prompt"},
 		{"a pool watched twice", func(ctx context.Context) error {
 			stream, err := n.Watch(ctx, &poolv1.WatchRequest{PoolIds: []string{"a", "a"}})
 			_, err = all(t, stream, err)

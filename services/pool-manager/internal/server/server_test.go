@@ -13,7 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/client"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
@@ -24,6 +26,7 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/lifecycle"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 )
 
 // testPatience is how long a test waits for what should take milliseconds.
@@ -48,6 +51,12 @@ type node struct {
 	hold chan struct{}
 	// prepared counts the calls of Prepare.
 	prepared int
+	// engines are all that were launched.
+	engines []*engine
+	// stubborn is the replica whose engine does not let itself be stopped, if any.
+	stubborn registry.ReplicaID
+	// startsFail is why starts cannot be listed, if not nil.
+	startsFail error
 }
 
 func newNode(t *testing.T, config Config) *node {
@@ -57,8 +66,8 @@ func newNode(t *testing.T, config Config) *node {
 	if n.registry, err = registry.New(registry.Config{}); err != nil {
 		t.Fatal(err)
 	}
-	pools, err := lifecycle.New(lifecycle.Config{
-		Registry: n.registry, Preparer: n, Launch: n.launch, DeleteLogs: func(registry.PoolID) error { return nil },
+	pools, err := lifecycle.New(t.Context(), lifecycle.Config{
+		Registry: n.registry, Preparer: n, Machine: n, Records: n, BootID: "boot", Random: func() float64 { return 0.5 },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +128,7 @@ func (n *node) Prepared(_ context.Context, id string) (*enginev1.PreparedEngine,
 	return nil, reason.New(reason.PreparedNotFound, "never prepared", reason.Field("prepared_id"), reason.Meta("prepared_id", id))
 }
 
-func (n *node) launch(ctx context.Context, request launch.Request, stage func(launch.Stage)) (lifecycle.Engine, error) {
+func (n *node) Launch(ctx context.Context, request launch.Request, stage func(launch.Stage)) (lifecycle.Engine, error) {
 	n.mu.Lock()
 	refuse, hold := n.refuse, n.hold
 	n.mu.Unlock()
@@ -135,8 +144,48 @@ func (n *node) launch(ctx context.Context, request launch.Request, stage func(la
 		return nil, &launch.Error{Exit: &registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_ERROR, Code: 3, LastLines: []string{"boom"}}, Err: refuse}
 	}
 	stage(launch.Stage{Phase: registry.PhaseVerifying, PID: 7, Started: time.Now()})
-	return &engine{node: n, replica: request.Replica, done: make(chan struct{})}, nil
+	started := &engine{node: n, replica: request.Replica, done: make(chan struct{})}
+	n.be(func() { n.engines = append(n.engines, started) })
+	return started, nil
 }
+
+func (n *node) Adopt(context.Context, launch.Leftover, launch.Request, func(launch.Stage)) (lifecycle.Engine, error) {
+	return nil, errors.New("nothing is left")
+}
+
+func (n *node) Leftovers(context.Context) (launch.Found, error) { return launch.Found{}, nil }
+
+func (n *node) End(context.Context, launch.Leftover, string) error { return nil }
+
+func (n *node) EndStray(context.Context, launch.Stray) error { return nil }
+
+func (n *node) DeleteLogs(registry.PoolID) error { return nil }
+
+func (n *node) KeepOnly(map[registry.PoolID]bool) {}
+
+func (n *node) SavePool(state.PoolRecord) error { return nil }
+
+func (n *node) RemovePool(string) error { return nil }
+
+func (n *node) LoadPools() (state.LoadedPools, error) { return state.LoadedPools{}, nil }
+
+func (n *node) Starts(pool string) ([]state.StartRecord, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.startsFail != nil {
+		return nil, n.startsFail
+	}
+	return []state.StartRecord{
+		{
+			PoolID: pool, Replica: 1, Generation: 3, Edition: 2, PreparedID: "prepared", PID: 7, StartedAt: time.Unix(1, 0), ReadyAt: time.Unix(2, 0),
+			StartedBy: "restart", EndedBy: "hung", Class: "OOM_HOST", Code: 4, Signal: "SIGKILL", Uptime: time.Minute, EndedAt: time.Unix(61, 0),
+			LastLines: []string{"boom"}, RequestsCut: 2,
+		},
+		{PoolID: pool, Generation: 1, StartedBy: "preload", Error: "no such file", Class: "OF_TOMORROW"},
+	}, nil
+}
+
+func (n *node) RemoveStarts(string) error { return nil }
 
 // be changes the node, or looks at it.
 func (n *node) be(change func()) {
@@ -164,26 +213,46 @@ func (e *engine) Info() launch.Info {
 
 func (e *engine) Done() <-chan struct{} { return e.done }
 
-func (e *engine) InFlight(context.Context) (int, error) {
+func (e *engine) Activity(context.Context) (launch.Activity, error) {
 	e.node.mu.Lock()
 	defer e.node.mu.Unlock()
 	if e.node.inFlight < 0 {
-		return 0, errors.New("it does not say")
+		return launch.Activity{}, errors.New("it does not say")
 	}
-	return e.node.inFlight, nil
+	return launch.Activity{InFlight: e.node.inFlight}, nil
 }
+
+func (e *engine) CPU() time.Duration { return 0 }
+
+func (e *engine) HasCanary() bool { return false }
+
+func (e *engine) Canary(context.Context) error { return nil }
+
+func (e *engine) Prove(_ context.Context, proof launch.Proof) error {
+	if proof.Contains == "nonsense" {
+		return reason.New(reason.ProofFailed, "the answer is another", reason.Meta("check", "contains"), reason.Remedy("look at it"))
+	}
+	return nil
+}
+
+func (e *engine) Release() {}
 
 func (e *engine) Withdraw() error { return nil }
 
 func (e *engine) Offer() error { return nil }
 
-func (e *engine) Stop(context.Context) (launch.Stopped, error) {
+func (e *engine) Stop(context.Context, launch.Ending) (launch.Stopped, error) {
 	e.node.mu.Lock()
 	defer e.node.mu.Unlock()
+	if e.replica == e.node.stubborn {
+		return launch.Stopped{}, reason.New(reason.StopFailed, "it hangs in the kernel")
+	}
 	return launch.Stopped{Killed: e.node.killed, Exit: registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_STOPPED}}, nil
 }
 
-func (e *engine) Bury(context.Context) (registry.Exit, error) { return registry.Exit{}, nil }
+func (e *engine) Bury(context.Context) (registry.Exit, error) {
+	return registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_ERROR, Code: 1, Ended: time.Now()}, nil
+}
 
 // validSpec passes every rule of the contract.
 func validSpec(id string) *poolv1.PoolSpec {
@@ -191,6 +260,24 @@ func validSpec(id string) *poolv1.PoolSpec {
 		Engine: &enginev1.EngineSpec{Kind: "some", Source: &enginev1.EngineSpec_External{External: &enginev1.ExternalBinary{Path: "/bin/engine"}}},
 		Model:  &enginev1.ModelSpec{Uri: "file:/m.gguf"},
 	}}}
+}
+
+// withDefaults is a copy of spec, which names no policy, with every default that the contract names.
+func withDefaults(spec *poolv1.PoolSpec) *poolv1.PoolSpec {
+	seconds := func(n int64) *durationpb.Duration { return &durationpb.Duration{Seconds: n} }
+	spec = proto.CloneOf(spec)
+	spec.Replicas = max(spec.GetReplicas(), 1)
+	spec.Residency = poolv1.Residency_RESIDENCY_PINNED
+	spec.Restart = &poolv1.RestartPolicy{
+		FirstDelay: seconds(1), MaxDelay: seconds(60), ImmediateAfter: seconds(60), ResetAfter: seconds(60),
+		Breaker: &poolv1.BreakerPolicy{
+			FailedStarts: 5, FailuresInWindow: 10, Window: seconds(600), OpenFor: seconds(300), MaxOpenFor: seconds(3600), CloseAfter: seconds(60),
+		},
+	}
+	spec.Health = &poolv1.HealthPolicy{
+		Interval: seconds(5), StallLimit: seconds(60), LoadStallLimit: seconds(120), CanaryInterval: seconds(300), CanaryTimeout: seconds(60),
+	}
+	return spec
 }
 
 // receiver is the reading end of a stream.
@@ -296,7 +383,7 @@ func TestPreloadTellsItsWayAndEndsWithThePool(t *testing.T) {
 		pool.GetReplicas()[1].GetEndpoint() != "http://a-1" || pool.GetReplicas()[1].GetSlotsTotal() != 2 {
 		t.Errorf("pool is %v", pool)
 	}
-	if diff := cmp.Diff(spec, pool.GetSpec(), protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(withDefaults(spec), pool.GetSpec(), protocmp.Transform()); diff != "" {
 		t.Errorf("spec (-want +got):\n%s", diff)
 	}
 	got, err := n.GetPool(t.Context(), &poolv1.GetPoolRequest{PoolId: "a"})

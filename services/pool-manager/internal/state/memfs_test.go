@@ -4,31 +4,41 @@ package state
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 )
 
-// memFS is a disk in memory that knows what a crash would leave of it.
+// memFS is a disk in memory that knows what a crash would leave of it. Each name survives by itself: a rename between
+// folders may leave both names or none.
 type memFS struct {
-	dirs    map[string]map[string]*memFile // as programs see them.
-	durable map[string]map[string]*memFile // names as of the last SyncDir.
+	root *memFile
 
 	ops    int   // operations so far.
 	failAt int   // the operation that fails; -1: none.
 	crash  bool  // all later ones fail too.
 	err    error // what they fail with.
+	simple bool  // it cannot exchange names.
+	// failSync lets every sync of a folder fail.
+	failSync bool
+	made     int // files made so far.
 }
 
+// memFile is a file, or a folder if it has names.
 type memFile struct {
 	data, synced []byte
+	names        map[string]*memFile // as programs see them.
+	durable      map[string]*memFile // as of the last SyncDir.
 }
 
-func newMemFS() *memFS {
-	return &memFS{dirs: map[string]map[string]*memFile{}, durable: map[string]map[string]*memFile{}, failAt: -1}
-}
+func newFolder() *memFile { return &memFile{names: map[string]*memFile{}} }
+
+func newMemFS() *memFS { return &memFS{root: newFolder(), failAt: -1} }
 
 // op counts an operation and tells whether it fails.
 func (m *memFS) op(name, path string) error {
@@ -44,59 +54,107 @@ func (m *memFS) op(name, path string) error {
 // content as synced, complete, or torn anywhere.
 func (m *memFS) crashed(random *rand.Rand) *memFS {
 	after := newMemFS()
-	files := map[*memFile]*memFile{}
-	survivor := func(f *memFile) *memFile {
-		if files[f] == nil {
-			data := f.synced
-			if !bytes.Equal(f.data, f.synced) {
-				switch random.IntN(3) {
-				case 0:
-					data = f.data
-				case 1:
-					data = f.data[:random.IntN(len(f.data)+1)]
-				}
-			}
-			files[f] = &memFile{data: slices.Clone(data), synced: slices.Clone(data)}
-		}
-		return files[f]
-	}
-	for _, dir := range slices.Sorted(maps.Keys(m.dirs)) {
-		names := map[string]*memFile{}
-		both := maps.Clone(m.durable[dir])
-		if both == nil {
-			both = map[string]*memFile{}
-		}
-		maps.Copy(both, m.dirs[dir])
-		for _, name := range slices.Sorted(maps.Keys(both)) {
-			old, now := m.durable[dir][name], m.dirs[dir][name]
-			kept := now
-			if old != now && random.IntN(2) == 0 {
-				kept = old
-			}
-			if kept != nil {
-				names[name] = survivor(kept)
-			}
-		}
-		after.dirs[dir], after.durable[dir] = names, maps.Clone(names)
-	}
+	after.root = (&crasher{random: random, files: map[*memFile]*memFile{}}).survivor(m.root)
 	return after
 }
 
-func (m *memFS) lookup(path string) (map[string]*memFile, string, error) {
-	dir, ok := m.dirs[filepath.Dir(path)]
-	if !ok {
-		return nil, "", fs.ErrNotExist
-	}
-	return dir, filepath.Base(path), nil
+type crasher struct {
+	random *rand.Rand
+	files  map[*memFile]*memFile
 }
 
-func (m *memFS) MkdirAll(dir string) error {
-	if err := m.op("mkdir", dir); err != nil {
+func (c *crasher) survivor(f *memFile) *memFile {
+	if c.files[f] == nil {
+		c.files[f] = &memFile{}
+		if f.names != nil {
+			names := c.names(f)
+			*c.files[f] = memFile{names: names, durable: maps.Clone(names)}
+		} else {
+			data := c.content(f)
+			*c.files[f] = memFile{data: data, synced: data}
+		}
+	}
+	return c.files[f]
+}
+
+func (c *crasher) names(f *memFile) map[string]*memFile {
+	names, both := map[string]*memFile{}, map[string]*memFile{}
+	maps.Copy(both, f.durable)
+	maps.Copy(both, f.names)
+	for _, name := range slices.Sorted(maps.Keys(both)) {
+		old, now := f.durable[name], f.names[name]
+		kept := now
+		if old != now && c.random.IntN(2) == 0 {
+			kept = old
+		}
+		if kept != nil {
+			names[name] = c.survivor(kept)
+		}
+	}
+	return names
+}
+
+func (c *crasher) content(f *memFile) []byte {
+	if bytes.Equal(f.data, f.synced) {
+		return slices.Clone(f.synced)
+	}
+	first, second := f.data, f.synced
+	switch c.random.IntN(4) {
+	case 0:
+		return slices.Clone(f.data)
+	case 1:
+		return slices.Clone(f.synced)
+	case 2:
+		first, second = second, first
+	}
+	at := c.random.IntN(len(first) + 1)
+	return slices.Concat(first[:at], second[min(at, len(second)):])
+}
+
+// at returns what has this path; nil if nothing has.
+func (m *memFS) at(path string) *memFile {
+	f := m.root
+	for part := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if part != "" && f != nil {
+			f = f.names[part]
+		}
+	}
+	return f
+}
+
+// lookup returns the folder of a path, and the name in it.
+func (m *memFS) lookup(path string) (map[string]*memFile, string, error) {
+	dir := m.at(filepath.Dir(path))
+	if dir == nil {
+		return nil, "", fs.ErrNotExist
+	}
+	if dir.names == nil {
+		return nil, "", syscall.ENOTDIR
+	}
+	return dir.names, filepath.Base(path), nil
+}
+
+// file returns the folder, name and file of a path, all of which are there.
+func (m *memFS) file(path string) (map[string]*memFile, string, *memFile, error) {
+	dir, name, err := m.lookup(path)
+	if err == nil && dir[name] == nil {
+		err = fs.ErrNotExist
+	}
+	return dir, name, dir[name], err
+}
+
+func (m *memFS) Mkdir(path string) error {
+	if err := m.op("mkdir", path); err != nil {
 		return err
 	}
-	if m.dirs[dir] == nil {
-		m.dirs[dir] = map[string]*memFile{}
+	dir, name, err := m.lookup(path)
+	if err != nil {
+		return err
 	}
+	if dir[name] != nil {
+		return fs.ErrExist
+	}
+	dir[name] = newFolder()
 	return nil
 }
 
@@ -110,8 +168,8 @@ func (m *memFS) Create(path string) (File, error) {
 	}
 	if dir[name] == nil {
 		dir[name] = &memFile{}
+		m.made++
 	}
-	dir[name].data = nil
 	return &memHandle{disk: m, file: dir[name], path: path}, nil
 }
 
@@ -119,34 +177,77 @@ func (m *memFS) ReadFile(path string) ([]byte, error) {
 	if err := m.op("read", path); err != nil {
 		return nil, err
 	}
-	dir, name, err := m.lookup(path)
-	if err != nil || dir[name] == nil {
-		return nil, fs.ErrNotExist
-	}
-	return slices.Clone(dir[name].data), nil
-}
-
-func (m *memFS) ReadDir(dir string) ([]string, error) {
-	if err := m.op("readdir", dir); err != nil {
+	_, _, f, err := m.file(path)
+	if err != nil {
 		return nil, err
 	}
-	return slices.Sorted(maps.Keys(m.dirs[dir])), nil
+	if f.names != nil {
+		return nil, errNotRegular
+	}
+	return slices.Clone(f.data), nil
+}
+
+func (m *memFS) Size(path string) (int64, error) {
+	if err := m.op("size", path); err != nil {
+		return 0, err
+	}
+	_, _, f, err := m.file(path)
+	if err != nil {
+		return 0, err
+	}
+	if f.names != nil {
+		return 0, errNotRegular
+	}
+	return int64(len(f.data)), nil
+}
+
+func (m *memFS) ReadDir(path string) ([]string, error) {
+	if err := m.op("readdir", path); err != nil {
+		return nil, err
+	}
+	_, _, f, err := m.file(path)
+	if err != nil {
+		return nil, err
+	}
+	if f.names == nil {
+		return nil, syscall.ENOTDIR
+	}
+	return slices.Sorted(maps.Keys(f.names)), nil
 }
 
 func (m *memFS) Rename(from, to string) error {
 	if err := m.op("rename", from); err != nil {
 		return err
 	}
-	source, name, err := m.lookup(from)
-	if err != nil || source[name] == nil {
-		return fs.ErrNotExist
+	source, name, f, err := m.file(from)
+	if err != nil {
+		return err
 	}
 	target, newName, err := m.lookup(to)
 	if err != nil {
 		return err
 	}
-	target[newName] = source[name]
+	if old := target[newName]; old != nil && old.names != nil {
+		return syscall.EISDIR
+	}
 	delete(source, name)
+	target[newName] = f
+	return nil
+}
+
+func (m *memFS) Exchange(a, b string) error {
+	if m.simple {
+		return errors.ErrUnsupported
+	}
+	if err := m.op("exchange", a); err != nil {
+		return err
+	}
+	dirA, nameA, fileA, errA := m.file(a)
+	dirB, nameB, fileB, errB := m.file(b)
+	if err := errors.Join(errA, errB); err != nil {
+		return err
+	}
+	dirA[nameA], dirB[nameB] = fileB, fileA
 	return nil
 }
 
@@ -154,19 +255,29 @@ func (m *memFS) Remove(path string) error {
 	if err := m.op("remove", path); err != nil {
 		return err
 	}
-	dir, name, err := m.lookup(path)
-	if err != nil || dir[name] == nil {
-		return fs.ErrNotExist
+	dir, name, f, err := m.file(path)
+	if err != nil {
+		return err
+	}
+	if len(f.names) > 0 {
+		return syscall.ENOTEMPTY
 	}
 	delete(dir, name)
 	return nil
 }
 
-func (m *memFS) SyncDir(dir string) error {
-	if err := m.op("syncdir", dir); err != nil {
+func (m *memFS) SyncDir(path string) error {
+	if err := m.op("syncdir", path); err != nil {
 		return err
 	}
-	m.durable[dir] = maps.Clone(m.dirs[dir])
+	if m.failSync {
+		return syscall.EIO
+	}
+	f := m.at(path)
+	if f == nil {
+		return fs.ErrNotExist
+	}
+	f.durable = maps.Clone(f.names)
 	return nil
 }
 
@@ -174,15 +285,22 @@ type memHandle struct {
 	disk *memFS
 	file *memFile
 	path string
+	at   int
+}
+
+func (h *memHandle) put(b []byte) {
+	rest := h.file.data[min(h.at+len(b), len(h.file.data)):]
+	h.file.data = slices.Concat(h.file.data[:h.at], b, rest)
+	h.at += len(b)
 }
 
 // Write leaves half of what it was given when it fails, as a full disk does.
 func (h *memHandle) Write(b []byte) (int, error) {
 	if err := h.disk.op("write", h.path); err != nil {
-		h.file.data = append(h.file.data, b[:len(b)/2]...)
+		h.put(b[:len(b)/2])
 		return len(b) / 2, err
 	}
-	h.file.data = append(h.file.data, b...)
+	h.put(b)
 	return len(b), nil
 }
 

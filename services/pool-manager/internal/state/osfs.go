@@ -4,42 +4,61 @@ package state
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 )
-
-// maxRecordBytes bounds what is read of one file; a record has about 1 KiB.
-const maxRecordBytes = 1 << 20
-
-// errNotRegular says that a name in the directory of records is no file.
-var errNotRegular = errors.New("not a regular file")
 
 // osFS is the real disk.
 type osFS struct{}
 
-func (osFS) MkdirAll(dir string) error { return os.MkdirAll(dir, 0o700) }
+func (osFS) Mkdir(dir string) error { return os.Mkdir(dir, 0o700) }
 
 func (osFS) Create(path string) (File, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-}
-
-func (osFS) ReadFile(path string) ([]byte, error) {
-	info, err := os.Lstat(path)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, errNotRegular
+	return osFile{f}, nil
+}
+
+type osFile struct{ *os.File }
+
+// Sync leaves the times of the file alone: where no block was added, they are what a journal would be written for.
+func (f osFile) Sync() error {
+	for {
+		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("fdatasync", err)
+		}
+	}
+}
+
+func (osFS) ReadFile(path string) ([]byte, error) {
+	if _, err := (osFS{}).Size(path); err != nil {
+		return nil, err
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxRecordBytes))
+	return io.ReadAll(io.LimitReader(f, maxRecordBytes+1))
+}
+
+func (osFS) Size(path string) (int64, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return 0, errNotRegular
+	}
+	return info.Size(), nil
 }
 
 func (osFS) ReadDir(dir string) ([]string, error) {
@@ -52,6 +71,17 @@ func (osFS) ReadDir(dir string) ([]string, error) {
 }
 
 func (osFS) Rename(from, to string) error { return os.Rename(from, to) }
+
+func (osFS) Exchange(a, b string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("exchange %s and %s: %w", a, b, errors.ErrUnsupported)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "exchange", Old: a, New: b, Err: err}
+	}
+	return nil
+}
 
 func (osFS) Remove(path string) error { return os.Remove(path) }
 

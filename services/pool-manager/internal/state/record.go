@@ -3,20 +3,15 @@
 package state
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 )
-
-// schema is the version of the record's JSON form. A change that an older manager would misread raises it.
-const schema = 1
 
 // maxPoolID leaves room in a file name for replica, generation and a quarantine's count.
 const maxPoolID = 128
@@ -32,7 +27,7 @@ const (
 	Stopping Phase = "stopping"
 )
 
-// Key names one record.
+// Key names one engine record.
 type Key struct {
 	PoolID     string
 	Replica    int
@@ -42,30 +37,99 @@ type Key struct {
 // Record is what must be known of one replica generation after a crash of the manager.
 type Record struct {
 	PoolID     string           `json:"pool_id"`
-	Replica    int              `json:"replica"`    // index in the pool, from 0.
-	Generation uint64           `json:"generation"` // from 1.
+	Replica    int              `json:"replica"`           // index in the pool, from 0.
+	Generation uint64           `json:"generation"`        // from 1.
+	Edition    uint64           `json:"edition"`           // of the pool that the engine belongs to; 1 in records of schema 1.
+	Manager    string           `json:"manager,omitempty"` // Store.ManagerID at the spawn; empty in records of schema 1.
 	PreparedID string           `json:"prepared_id"`
 	Phase      Phase            `json:"phase"`
 	Identity   process.Identity `json:"identity"`           // before the spawn only boot id and nonce are set.
 	Executable string           `json:"executable"`         // as it was asked to be executed.
 	LogPath    string           `json:"log_path"`           // absolute.
+	Port       int              `json:"port,omitempty"`     // that was asked for; 0 is any.
 	Endpoint   string           `json:"endpoint,omitempty"` // base URL, once known.
-	CreatedAt  time.Time        `json:"created_at"`         // when the start was intended.
+	StartedBy  string           `json:"started_by,omitempty"`
+	Adopted    bool             `json:"adopted,omitempty"` // a manager has it that did not start it.
+	CreatedAt  time.Time        `json:"created_at"`        // when the start was intended.
 	StartedAt  time.Time        `json:"started_at,omitzero"`
+	ReadyAt    time.Time        `json:"ready_at,omitzero"`
 }
 
 // Key returns the name of the record.
 func (r Record) Key() Key { return Key{PoolID: r.PoolID, Replica: r.Replica, Generation: r.Generation} }
 
-// fileName returns the name of the record's file. A pool id that could leave the directory or hide in it is refused.
-func (k Key) fileName() (string, error) {
-	if !isFileName(k.PoolID) || k.Replica < 0 {
-		return "", reason.New(reason.InvalidParams,
-			fmt.Sprintf("pool id %q, replica %d cannot be recorded: a letter or digit and up to 127 of A-Z a-z 0-9 . _ - are allowed",
-				k.PoolID, k.Replica),
-			reason.Field("pool_id"), reason.Remedy("use another pool id"))
+func (Record) kind() kind {
+	return kind{name: "replica", dir: recordDir, oldest: 1, spares: true, poolOf: poolOfRecord}
+}
+
+func (r Record) fileName() (string, error) { return r.Key().fileName() }
+
+func (r Record) check() error {
+	if r.Identity.Nonce == "" {
+		return errors.New("no nonce")
 	}
-	return k.PoolID + "-" + strconv.Itoa(k.Replica) + "-g" + strconv.FormatUint(k.Generation, 10) + suffix, nil
+	return nil
+}
+
+func (r *Record) upgrade(int) { r.Edition = 1 }
+
+// Save puts the record on disk, in place of an earlier one with the same key. When it fails, the earlier one or the new
+// one is there, whole. The reason of the error is DiskFull, StorageFailed, or InvalidParams for a key that cannot be a
+// file name.
+func (s *Store) Save(r Record) error { return save(s, r) }
+
+// Remove deletes the record. One that is not there is no error.
+func (s *Store) Remove(k Key) error {
+	name, err := k.fileName()
+	if err != nil {
+		return err
+	}
+	return s.remove(Record{}.kind(), name)
+}
+
+// fileName returns the name of the record's file: POOL-REPLICA-gGENERATION.json. Read from its end it is unambiguous.
+func (k Key) fileName() (string, error) {
+	if err := checkReplica(k.PoolID, k.Replica); err != nil {
+		return "", err
+	}
+	return k.PoolID + "-" + startName(k.Replica, k.Generation), nil
+}
+
+func startName(replica int, generation uint64) string {
+	return strconv.Itoa(replica) + "-g" + strconv.FormatUint(generation, 10) + suffix
+}
+
+// poolOfRecord returns the pool in the name of a record's file, or "" if the name is no such.
+func poolOfRecord(name string) string {
+	text, _ := strings.CutSuffix(name, suffix)
+	mark := strings.LastIndex(text, "-g")
+	if mark < 0 {
+		return ""
+	}
+	generation, err := strconv.ParseUint(text[mark+2:], 10, 64)
+	dash := strings.LastIndexByte(text[:mark], '-')
+	if err != nil || dash < 0 {
+		return ""
+	}
+	replica, err := strconv.Atoi(text[dash+1 : mark])
+	if err != nil {
+		return ""
+	}
+	if again, err := (Key{PoolID: text[:dash], Replica: replica, Generation: generation}).fileName(); err != nil || again != name {
+		return ""
+	}
+	return text[:dash]
+}
+
+// checkReplica refuses a pool id that could leave the folder or hide in it.
+func checkReplica(pool string, replica int) error {
+	if isFileName(pool) && replica >= 0 {
+		return nil
+	}
+	return reason.New(reason.InvalidParams,
+		fmt.Sprintf("pool id %q, replica %d cannot be recorded: a letter or digit and up to 127 of A-Z a-z 0-9 . _ - are allowed",
+			pool, replica),
+		reason.Field("pool_id"), reason.Remedy("use another pool id"))
 }
 
 // isFileName tells whether an id is short, visible and plain: a letter or digit, then those, dots, dashes, underscores.
@@ -77,51 +141,4 @@ func isFileName(id string) bool {
 		}
 	}
 	return id != "" && len(id) <= maxPoolID
-}
-
-// envelope is the content of a record's file.
-type envelope struct {
-	Schema int             `json:"schema"`
-	SHA256 string          `json:"sha256"` // of the bytes of Record, in hex.
-	Record json.RawMessage `json:"record"`
-}
-
-func encode(r Record) ([]byte, error) {
-	record, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	sum := sha256.Sum256(record)
-	text, err := json.Marshal(envelope{Schema: schema, SHA256: hex.EncodeToString(sum[:]), Record: record})
-	return append(text, '\n'), err
-}
-
-// decode reads the file called name, and says in its error why that is no record.
-func decode(name string, text []byte) (Record, error) {
-	var e envelope
-	if err := json.Unmarshal(text, &e); err != nil {
-		return Record{}, fmt.Errorf("torn or foreign: %w", err)
-	}
-	if e.Schema != schema {
-		return Record{}, fmt.Errorf("schema %d, this manager knows %d", e.Schema, schema)
-	}
-	sum := sha256.Sum256(e.Record)
-	if got := hex.EncodeToString(sum[:]); got != e.SHA256 {
-		return Record{}, fmt.Errorf("checksum is %s, recorded %q", got, e.SHA256)
-	}
-	var r Record
-	if err := json.Unmarshal(e.Record, &r); err != nil {
-		return Record{}, fmt.Errorf("not a replica: %w", err)
-	}
-	want, err := r.Key().fileName()
-	if err != nil {
-		return Record{}, err
-	}
-	if want != name {
-		return Record{}, fmt.Errorf("its content belongs into %s", want)
-	}
-	if r.Identity.Nonce == "" {
-		return Record{}, errors.New("no nonce")
-	}
-	return r, nil
 }

@@ -74,16 +74,31 @@ func run(ctx context.Context, config Config, log *zap.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, kit, parts.preparer)
+	return serve(ctx, kit, parts.preparer, log)
 }
 
 // serve runs the server and the work that its calls wait for; both end with ctx, and the work with the server.
-func serve(ctx context.Context, kit *serverkit.Server, preparer *prepare.Service) error {
+func serve(ctx context.Context, kit *serverkit.Server, preparer *prepare.Service, log *zap.Logger) error {
 	working, stopWork := context.WithCancel(ctx)
 	defer stopWork()
 	worked := make(chan error, 1)
 	go func() { worked <- preparer.Run(working) }()
+	notified := make(chan error, 1)
+	go func() { notified <- notify(working, kit, log) }()
 	err := kit.Run(ctx)
 	stopWork()
-	return errors.Join(err, <-worked)
+	return errors.Join(err, <-worked, <-notified)
+}
+
+// notify tells systemd that the daemon serves, that it lives, and that it ends with ctx.
+func notify(ctx context.Context, kit *serverkit.Server, log *zap.Logger) error {
+	select {
+	case <-kit.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	alive := func() error { return nil } // That it can be asked is what is asked.
+	err := errors.Join(daemonkit.NotifyReady("serving"), daemonkit.Watchdog(ctx, log, alive))
+	<-ctx.Done()
+	return errors.Join(err, daemonkit.NotifyStopping("ending the work under way"))
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -30,6 +31,7 @@ type Script struct {
 	OnTerm      *End              // what TERM leads to, instead of death.
 	Lines       []string          // what is printed.
 	Children    []Child           // what is started.
+	Grow        int               // how many bytes of memory are taken and used.
 	ListenAfter time.Duration     // the delay before Listen.
 	Listen      string            // the TCP address to serve HTTP on; empty serves nothing. Failing to listen is exit 1.
 	ReadyAfter  time.Duration     // how long /health answers 503 before 200.
@@ -108,6 +110,10 @@ func (s Script) run() {
 	for _, c := range s.Children {
 		c.start()
 	}
+	grown := make([]byte, s.Grow)
+	for i := 0; i < len(grown); i += os.Getpagesize() {
+		grown[i] = 1
+	}
 	if s.Listen != "" {
 		<-time.After(s.ListenAfter)
 		go s.serve()
@@ -116,6 +122,7 @@ func (s Script) run() {
 		s.End.happen()
 	}
 	<-time.After(Lasts)
+	runtime.KeepAlive(grown)
 }
 
 func (e End) happen() {

@@ -25,6 +25,9 @@ const (
 	// request in flight it hangs, and the second SIGTERM ends it within 0.2 s.
 	firstTermWait  = 5 * time.Second
 	secondTermWait = 2 * time.Second
+	// batchTokens is how much of a prompt is computed between two steps of the counter that shows progress. The server's own
+	// 2048 took 18 s on a slow processor in which nothing moved; a prompt took as long either way.
+	batchTokens = 512
 )
 
 // required returns the flags of every launch: a server that lacks one is too old.
@@ -40,7 +43,8 @@ func Env() map[string]string {
 }
 
 // Launch says how p serves a model. Its arguments are the program's prefix, those of every launch, then always (each used
-// only if the server knows its first token), then the spec's own flags. A flag that is owned or unknown is INVALID_PARAMS;
+// only if the server knows its first token), a batch small enough to see prompts progress unless the spec sets one, then
+// the spec's own flags. A flag that is owned or unknown is INVALID_PARAMS;
 // a server without a flag that every launch needs is ENGINE_NOT_FOUND.
 func Launch(p engines.Program, probe engines.Probe, serving engines.Serving, always ...[]string) (engines.Launch, error) {
 	for _, name := range required() {
@@ -61,6 +65,9 @@ func Launch(p engines.Program, probe engines.Probe, serving engines.Serving, alw
 		"--ctx-size", strconv.FormatUint(total, 10), "--parallel", strconv.FormatUint(uint64(serving.Slots), 10), "--metrics")...)
 	env := Env()
 	maps.Copy(env, p.Env)
+	if !setsBatch(flags) {
+		always = append(slices.Clone(always), []string{"--batch-size", strconv.Itoa(batchTokens)})
+	}
 	for _, tokens := range always {
 		if knows(probe, tokens[0]) {
 			args = append(args, literals(tokens...)...)
@@ -77,6 +84,13 @@ func Launch(p engines.Program, probe engines.Probe, serving engines.Serving, alw
 		},
 		Contract: contract(serving.Model.GetId()),
 	}, nil
+}
+
+// setsBatch tells whether flags say how large a batch is: the server makes the physical one no larger than the logical.
+func setsBatch(flags []string) bool {
+	return slices.ContainsFunc(flags, func(flag string) bool {
+		return slices.Contains([]string{"-b", "--batch-size", "-ub", "--ubatch-size"}, flag)
+	})
 }
 
 func knows(probe engines.Probe, name string) bool {
@@ -108,6 +122,9 @@ func contract(modelID string) *enginev1.RunContract {
 		Activity: &enginev1.ActivitySource{
 			Path:   "/metrics",
 			Gauges: []string{"llamacpp:requests_processing", "llamacpp:requests_deferred"},
+			// n_decode_total grows by one with each token that is generated and with each batch of a prompt; the other two only when
+			// a prompt or an answer is complete. All are printed with six digits: from a million on they grow in steps of ten.
+			Counters: []string{"llamacpp:n_decode_total", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"},
 		},
 		Stop: []*enginev1.StopStep{
 			{Signal: "SIGTERM", Wait: durationpb.New(firstTermWait)},
@@ -115,18 +132,18 @@ func contract(modelID string) *enginev1.RunContract {
 		},
 		ExitPatterns:   exitPatterns(),
 		StartupTimeout: durationpb.New(startupTimeout),
+		Completion:     completion(),
 	}
 }
 
-// exitPatterns are lines after which the same start would end the same way.
-func exitPatterns() []*enginev1.ExitPattern {
-	var patterns []*enginev1.ExitPattern
-	for _, text := range []string{
-		"invalid argument:", "error while handling argument", "expected value for argument",
-		"error while handling environment variable", "couldn't bind HTTP server socket", "error loading model",
-		"failed to load model", "exiting due to model loading error",
-	} {
-		patterns = append(patterns, &enginev1.ExitPattern{Contains: text, Class: enginev1.ExitClass_EXIT_CLASS_CONFIG})
+// completion needs no chat template. Without the cache an answer does not depend on what was asked before.
+func completion() *enginev1.Completion {
+	return &enginev1.Completion{
+		Path:           "/v1/completions",
+		Fixed:          `{"temperature":0,"cache_prompt":false}`,
+		PromptField:    "prompt",
+		MaxTokensField: "max_tokens",
+		TextField:      "choices[0].text",
+		TokensField:    "usage.completion_tokens",
 	}
-	return patterns
 }

@@ -92,7 +92,7 @@ func TestLaunch(t *testing.T) {
 		words = append(words, strings.TrimPrefix(arg.GetPlaceholder().String(), "PLACEHOLDER_UNSPECIFIED")+arg.GetLiteral())
 	}
 	want := "-B /e/launcher.py --host PLACEHOLDER_HOST --port PLACEHOLDER_PORT --model /m/small.gguf --alias small --ctx-size 300 " +
-		"--parallel 3 --metrics --fit off --no-ui --offline -t 2"
+		"--parallel 3 --metrics --fit off --no-ui --offline --batch-size 512 -t 2"
 	if got := strings.Join(words, " "); got != want {
 		t.Errorf("arguments\n got %s\nwant %s", got, want)
 	}

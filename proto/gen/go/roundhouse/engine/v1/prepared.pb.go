@@ -201,17 +201,38 @@ const (
 	ExitClass_EXIT_CLASS_SIGNAL ExitClass = 4
 	// Its flags or its model are wrong: the same start would end the same way.
 	ExitClass_EXIT_CLASS_CONFIG ExitClass = 5
+	// A device had no memory left for it, as its last words say.
+	ExitClass_EXIT_CLASS_OOM_DEVICE ExitClass = 6
+	// The machine, or the control group, had no memory left for it: the kernel killed it, or its last words say so.
+	ExitClass_EXIT_CLASS_OOM_HOST ExitClass = 7
+	// A device failed under it, as its last words say.
+	ExitClass_EXIT_CLASS_GPU_FAULT ExitClass = 8
+	// We ended it: nothing of it moved any more while it loaded.
+	ExitClass_EXIT_CLASS_STALLED ExitClass = 9
+	// We ended it: it had requests, or was asked for a token, and made no progress any more.
+	ExitClass_EXIT_CLASS_HUNG ExitClass = 10
+	// It ended while no pool manager saw it, or an earlier one had started it: nobody knows how.
+	ExitClass_EXIT_CLASS_UNKNOWN ExitClass = 11
+	// We stopped it, and it had to be killed.
+	ExitClass_EXIT_CLASS_KILLED ExitClass = 12
 )
 
 // Enum value maps for ExitClass.
 var (
 	ExitClass_name = map[int32]string{
-		0: "EXIT_CLASS_UNSPECIFIED",
-		1: "EXIT_CLASS_STOPPED",
-		2: "EXIT_CLASS_UNASKED",
-		3: "EXIT_CLASS_ERROR",
-		4: "EXIT_CLASS_SIGNAL",
-		5: "EXIT_CLASS_CONFIG",
+		0:  "EXIT_CLASS_UNSPECIFIED",
+		1:  "EXIT_CLASS_STOPPED",
+		2:  "EXIT_CLASS_UNASKED",
+		3:  "EXIT_CLASS_ERROR",
+		4:  "EXIT_CLASS_SIGNAL",
+		5:  "EXIT_CLASS_CONFIG",
+		6:  "EXIT_CLASS_OOM_DEVICE",
+		7:  "EXIT_CLASS_OOM_HOST",
+		8:  "EXIT_CLASS_GPU_FAULT",
+		9:  "EXIT_CLASS_STALLED",
+		10: "EXIT_CLASS_HUNG",
+		11: "EXIT_CLASS_UNKNOWN",
+		12: "EXIT_CLASS_KILLED",
 	}
 	ExitClass_value = map[string]int32{
 		"EXIT_CLASS_UNSPECIFIED": 0,
@@ -220,6 +241,13 @@ var (
 		"EXIT_CLASS_ERROR":       3,
 		"EXIT_CLASS_SIGNAL":      4,
 		"EXIT_CLASS_CONFIG":      5,
+		"EXIT_CLASS_OOM_DEVICE":  6,
+		"EXIT_CLASS_OOM_HOST":    7,
+		"EXIT_CLASS_GPU_FAULT":   8,
+		"EXIT_CLASS_STALLED":     9,
+		"EXIT_CLASS_HUNG":        10,
+		"EXIT_CLASS_UNKNOWN":     11,
+		"EXIT_CLASS_KILLED":      12,
 	}
 )
 
@@ -996,8 +1024,10 @@ type RunContract struct {
 	ExitPatterns []*ExitPattern `protobuf:"bytes,7,rep,name=exit_patterns,json=exitPatterns,proto3" json:"exit_patterns,omitempty"`
 	// How long it may take to get ready, unless the pool's spec says otherwise.
 	StartupTimeout *durationpb.Duration `protobuf:"bytes,8,opt,name=startup_timeout,json=startupTimeout,proto3" json:"startup_timeout,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How it is asked to complete a text. Absent means that it cannot be asked: then it has no canary and no golden prompt.
+	Completion    *Completion `protobuf:"bytes,9,opt,name=completion,proto3" json:"completion,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunContract) Reset() {
@@ -1086,6 +1116,104 @@ func (x *RunContract) GetStartupTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *RunContract) GetCompletion() *Completion {
+	if x != nil {
+		return x.Completion
+	}
+	return nil
+}
+
+// Completion is a POST of a JSON object that makes an engine compute, and where its answer has what came of it.
+type Completion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path and query, beginning with a slash.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Fields of the object that are the same in each request, as a JSON object such as {"temperature":0}.
+	Fixed string `protobuf:"bytes,2,opt,name=fixed,proto3" json:"fixed,omitempty"`
+	// Name of the field that has the text to complete, a string.
+	PromptField string `protobuf:"bytes,3,opt,name=prompt_field,json=promptField,proto3" json:"prompt_field,omitempty"`
+	// Name of the field that has the most tokens to answer with, a number.
+	MaxTokensField string `protobuf:"bytes,4,opt,name=max_tokens_field,json=maxTokensField,proto3" json:"max_tokens_field,omitempty"`
+	// Where the answer has the text, as in JsonField.field.
+	TextField string `protobuf:"bytes,5,opt,name=text_field,json=textField,proto3" json:"text_field,omitempty"`
+	// Where the answer has the number of tokens that were computed for it, as in JsonField.field.
+	TokensField   string `protobuf:"bytes,6,opt,name=tokens_field,json=tokensField,proto3" json:"tokens_field,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Completion) Reset() {
+	*x = Completion{}
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Completion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Completion) ProtoMessage() {}
+
+func (x *Completion) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Completion.ProtoReflect.Descriptor instead.
+func (*Completion) Descriptor() ([]byte, []int) {
+	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Completion) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Completion) GetFixed() string {
+	if x != nil {
+		return x.Fixed
+	}
+	return ""
+}
+
+func (x *Completion) GetPromptField() string {
+	if x != nil {
+		return x.PromptField
+	}
+	return ""
+}
+
+func (x *Completion) GetMaxTokensField() string {
+	if x != nil {
+		return x.MaxTokensField
+	}
+	return ""
+}
+
+func (x *Completion) GetTextField() string {
+	if x != nil {
+		return x.TextField
+	}
+	return ""
+}
+
+func (x *Completion) GetTokensField() string {
+	if x != nil {
+		return x.TokensField
+	}
+	return ""
+}
+
 // HttpProbe is a GET that must be answered with one status.
 type HttpProbe struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1099,7 +1227,7 @@ type HttpProbe struct {
 
 func (x *HttpProbe) Reset() {
 	*x = HttpProbe{}
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[10]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1239,7 @@ func (x *HttpProbe) String() string {
 func (*HttpProbe) ProtoMessage() {}
 
 func (x *HttpProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[10]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1252,7 @@ func (x *HttpProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpProbe.ProtoReflect.Descriptor instead.
 func (*HttpProbe) Descriptor() ([]byte, []int) {
-	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{10}
+	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HttpProbe) GetPath() string {
@@ -1154,7 +1282,7 @@ type JsonField struct {
 
 func (x *JsonField) Reset() {
 	*x = JsonField{}
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[11]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1294,7 @@ func (x *JsonField) String() string {
 func (*JsonField) ProtoMessage() {}
 
 func (x *JsonField) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[11]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1307,7 @@ func (x *JsonField) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JsonField.ProtoReflect.Descriptor instead.
 func (*JsonField) Descriptor() ([]byte, []int) {
-	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{11}
+	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JsonField) GetPath() string {
@@ -1209,7 +1337,7 @@ type IdentityCheck struct {
 
 func (x *IdentityCheck) Reset() {
 	*x = IdentityCheck{}
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[12]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1349,7 @@ func (x *IdentityCheck) String() string {
 func (*IdentityCheck) ProtoMessage() {}
 
 func (x *IdentityCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[12]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1362,7 @@ func (x *IdentityCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityCheck.ProtoReflect.Descriptor instead.
 func (*IdentityCheck) Descriptor() ([]byte, []int) {
-	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{12}
+	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *IdentityCheck) GetField() *JsonField {
@@ -1257,14 +1385,17 @@ type ActivitySource struct {
 	// Path and query, beginning with a slash.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// Gauges whose sum is the number of requests in flight, running or waiting.
-	Gauges        []string `protobuf:"bytes,2,rep,name=gauges,proto3" json:"gauges,omitempty"`
+	Gauges []string `protobuf:"bytes,2,rep,name=gauges,proto3" json:"gauges,omitempty"`
+	// Counters of which at least one grows again and again while the engine works on requests, and none while it is idle.
+	// Reading the page moves none. Empty means that progress cannot be seen.
+	Counters      []string `protobuf:"bytes,3,rep,name=counters,proto3" json:"counters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ActivitySource) Reset() {
 	*x = ActivitySource{}
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[13]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1407,7 @@ func (x *ActivitySource) String() string {
 func (*ActivitySource) ProtoMessage() {}
 
 func (x *ActivitySource) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[13]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1420,7 @@ func (x *ActivitySource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivitySource.ProtoReflect.Descriptor instead.
 func (*ActivitySource) Descriptor() ([]byte, []int) {
-	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{13}
+	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ActivitySource) GetPath() string {
@@ -1302,6 +1433,13 @@ func (x *ActivitySource) GetPath() string {
 func (x *ActivitySource) GetGauges() []string {
 	if x != nil {
 		return x.Gauges
+	}
+	return nil
+}
+
+func (x *ActivitySource) GetCounters() []string {
+	if x != nil {
+		return x.Counters
 	}
 	return nil
 }
@@ -1319,7 +1457,7 @@ type StopStep struct {
 
 func (x *StopStep) Reset() {
 	*x = StopStep{}
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[14]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1469,7 @@ func (x *StopStep) String() string {
 func (*StopStep) ProtoMessage() {}
 
 func (x *StopStep) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[14]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1482,7 @@ func (x *StopStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopStep.ProtoReflect.Descriptor instead.
 func (*StopStep) Descriptor() ([]byte, []int) {
-	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{14}
+	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StopStep) GetSignal() string {
@@ -1374,7 +1512,7 @@ type ExitPattern struct {
 
 func (x *ExitPattern) Reset() {
 	*x = ExitPattern{}
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[15]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1524,7 @@ func (x *ExitPattern) String() string {
 func (*ExitPattern) ProtoMessage() {}
 
 func (x *ExitPattern) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[15]
+	mi := &file_roundhouse_engine_v1_prepared_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1537,7 @@ func (x *ExitPattern) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitPattern.ProtoReflect.Descriptor instead.
 func (*ExitPattern) Descriptor() ([]byte, []int) {
-	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{15}
+	return file_roundhouse_engine_v1_prepared_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExitPattern) GetContains() string {
@@ -1484,7 +1622,7 @@ const file_roundhouse_engine_v1_prepared_proto_rawDesc = "" +
 	"\x04role\x18\x04 \x01(\x0e2#.roundhouse.engine.v1.ModelFileRoleR\x04role\"b\n" +
 	"\x0eMemoryEstimate\x12#\n" +
 	"\rweights_bytes\x18\x01 \x01(\x03R\fweightsBytes\x12+\n" +
-	"\x12kv_bytes_per_token\x18\x02 \x01(\x03R\x0fkvBytesPerToken\"\xe4\x03\n" +
+	"\x12kv_bytes_per_token\x18\x02 \x01(\x03R\x0fkvBytesPerToken\"\xa6\x04\n" +
 	"\vRunContract\x125\n" +
 	"\x05ready\x18\x01 \x01(\v2\x1f.roundhouse.engine.v1.HttpProbeR\x05ready\x12$\n" +
 	"\x0eready_log_hint\x18\x02 \x01(\tR\freadyLogHint\x12?\n" +
@@ -1493,7 +1631,19 @@ const file_roundhouse_engine_v1_prepared_proto_rawDesc = "" +
 	"\bactivity\x18\x05 \x01(\v2$.roundhouse.engine.v1.ActivitySourceR\bactivity\x122\n" +
 	"\x04stop\x18\x06 \x03(\v2\x1e.roundhouse.engine.v1.StopStepR\x04stop\x12F\n" +
 	"\rexit_patterns\x18\a \x03(\v2!.roundhouse.engine.v1.ExitPatternR\fexitPatterns\x12B\n" +
-	"\x0fstartup_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\x0estartupTimeout\"7\n" +
+	"\x0fstartup_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\x0estartupTimeout\x12@\n" +
+	"\n" +
+	"completion\x18\t \x01(\v2 .roundhouse.engine.v1.CompletionR\n" +
+	"completion\"\xc5\x01\n" +
+	"\n" +
+	"Completion\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05fixed\x18\x02 \x01(\tR\x05fixed\x12!\n" +
+	"\fprompt_field\x18\x03 \x01(\tR\vpromptField\x12(\n" +
+	"\x10max_tokens_field\x18\x04 \x01(\tR\x0emaxTokensField\x12\x1d\n" +
+	"\n" +
+	"text_field\x18\x05 \x01(\tR\ttextField\x12!\n" +
+	"\ftokens_field\x18\x06 \x01(\tR\vtokensField\"7\n" +
 	"\tHttpProbe\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\rR\x06status\"5\n" +
@@ -1502,10 +1652,11 @@ const file_roundhouse_engine_v1_prepared_proto_rawDesc = "" +
 	"\x05field\x18\x02 \x01(\tR\x05field\"b\n" +
 	"\rIdentityCheck\x125\n" +
 	"\x05field\x18\x01 \x01(\v2\x1f.roundhouse.engine.v1.JsonFieldR\x05field\x12\x1a\n" +
-	"\bexpected\x18\x02 \x01(\tR\bexpected\"<\n" +
+	"\bexpected\x18\x02 \x01(\tR\bexpected\"X\n" +
 	"\x0eActivitySource\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
-	"\x06gauges\x18\x02 \x03(\tR\x06gauges\"Q\n" +
+	"\x06gauges\x18\x02 \x03(\tR\x06gauges\x12\x1a\n" +
+	"\bcounters\x18\x03 \x03(\tR\bcounters\"Q\n" +
 	"\bStopStep\x12\x16\n" +
 	"\x06signal\x18\x01 \x01(\tR\x06signal\x12-\n" +
 	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"`\n" +
@@ -1523,14 +1674,22 @@ const file_roundhouse_engine_v1_prepared_proto_rawDesc = "" +
 	"\x10PLACEHOLDER_PORT\x10\x02*M\n" +
 	"\rModelFileRole\x12\x1f\n" +
 	"\x1bMODEL_FILE_ROLE_UNSPECIFIED\x10\x00\x12\x1b\n" +
-	"\x17MODEL_FILE_ROLE_WEIGHTS\x10\x01*\x9b\x01\n" +
+	"\x17MODEL_FILE_ROLE_WEIGHTS\x10\x01*\xc5\x02\n" +
 	"\tExitClass\x12\x1a\n" +
 	"\x16EXIT_CLASS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12EXIT_CLASS_STOPPED\x10\x01\x12\x16\n" +
 	"\x12EXIT_CLASS_UNASKED\x10\x02\x12\x14\n" +
 	"\x10EXIT_CLASS_ERROR\x10\x03\x12\x15\n" +
 	"\x11EXIT_CLASS_SIGNAL\x10\x04\x12\x15\n" +
-	"\x11EXIT_CLASS_CONFIG\x10\x05B\xec\x01\n" +
+	"\x11EXIT_CLASS_CONFIG\x10\x05\x12\x19\n" +
+	"\x15EXIT_CLASS_OOM_DEVICE\x10\x06\x12\x17\n" +
+	"\x13EXIT_CLASS_OOM_HOST\x10\a\x12\x18\n" +
+	"\x14EXIT_CLASS_GPU_FAULT\x10\b\x12\x16\n" +
+	"\x12EXIT_CLASS_STALLED\x10\t\x12\x13\n" +
+	"\x0fEXIT_CLASS_HUNG\x10\n" +
+	"\x12\x16\n" +
+	"\x12EXIT_CLASS_UNKNOWN\x10\v\x12\x15\n" +
+	"\x11EXIT_CLASS_KILLED\x10\fB\xec\x01\n" +
 	"\x18com.roundhouse.engine.v1B\rPreparedProtoP\x01ZOgithub.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1;enginev1\xa2\x02\x03REX\xaa\x02\x14Roundhouse.Engine.V1\xca\x02\x14Roundhouse\\Engine\\V1\xe2\x02 Roundhouse\\Engine\\V1\\GPBMetadata\xea\x02\x16Roundhouse::Engine::V1b\x06proto3"
 
 var (
@@ -1546,7 +1705,7 @@ func file_roundhouse_engine_v1_prepared_proto_rawDescGZIP() []byte {
 }
 
 var file_roundhouse_engine_v1_prepared_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_roundhouse_engine_v1_prepared_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_roundhouse_engine_v1_prepared_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_roundhouse_engine_v1_prepared_proto_goTypes = []any{
 	(ProvisioningMode)(0),         // 0: roundhouse.engine.v1.ProvisioningMode
 	(Placeholder)(0),              // 1: roundhouse.engine.v1.Placeholder
@@ -1562,48 +1721,50 @@ var file_roundhouse_engine_v1_prepared_proto_goTypes = []any{
 	(*ModelFile)(nil),             // 11: roundhouse.engine.v1.ModelFile
 	(*MemoryEstimate)(nil),        // 12: roundhouse.engine.v1.MemoryEstimate
 	(*RunContract)(nil),           // 13: roundhouse.engine.v1.RunContract
-	(*HttpProbe)(nil),             // 14: roundhouse.engine.v1.HttpProbe
-	(*JsonField)(nil),             // 15: roundhouse.engine.v1.JsonField
-	(*IdentityCheck)(nil),         // 16: roundhouse.engine.v1.IdentityCheck
-	(*ActivitySource)(nil),        // 17: roundhouse.engine.v1.ActivitySource
-	(*StopStep)(nil),              // 18: roundhouse.engine.v1.StopStep
-	(*ExitPattern)(nil),           // 19: roundhouse.engine.v1.ExitPattern
-	nil,                           // 20: roundhouse.engine.v1.ProcessLaunch.EnvEntry
-	(*PrepareSpec)(nil),           // 21: roundhouse.engine.v1.PrepareSpec
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*Completion)(nil),            // 14: roundhouse.engine.v1.Completion
+	(*HttpProbe)(nil),             // 15: roundhouse.engine.v1.HttpProbe
+	(*JsonField)(nil),             // 16: roundhouse.engine.v1.JsonField
+	(*IdentityCheck)(nil),         // 17: roundhouse.engine.v1.IdentityCheck
+	(*ActivitySource)(nil),        // 18: roundhouse.engine.v1.ActivitySource
+	(*StopStep)(nil),              // 19: roundhouse.engine.v1.StopStep
+	(*ExitPattern)(nil),           // 20: roundhouse.engine.v1.ExitPattern
+	nil,                           // 21: roundhouse.engine.v1.ProcessLaunch.EnvEntry
+	(*PrepareSpec)(nil),           // 22: roundhouse.engine.v1.PrepareSpec
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
 }
 var file_roundhouse_engine_v1_prepared_proto_depIdxs = []int32{
 	6,  // 0: roundhouse.engine.v1.PreparedEngine.engine:type_name -> roundhouse.engine.v1.EngineIdentity
 	7,  // 1: roundhouse.engine.v1.PreparedEngine.process:type_name -> roundhouse.engine.v1.ProcessLaunch
 	10, // 2: roundhouse.engine.v1.PreparedEngine.model:type_name -> roundhouse.engine.v1.PreparedModel
 	13, // 3: roundhouse.engine.v1.PreparedEngine.contract:type_name -> roundhouse.engine.v1.RunContract
-	21, // 4: roundhouse.engine.v1.PreparedEngine.spec:type_name -> roundhouse.engine.v1.PrepareSpec
-	22, // 5: roundhouse.engine.v1.PreparedEngine.prepared_at:type_name -> google.protobuf.Timestamp
+	22, // 4: roundhouse.engine.v1.PreparedEngine.spec:type_name -> roundhouse.engine.v1.PrepareSpec
+	23, // 5: roundhouse.engine.v1.PreparedEngine.prepared_at:type_name -> google.protobuf.Timestamp
 	5,  // 6: roundhouse.engine.v1.PreparedEngine.made_for:type_name -> roundhouse.engine.v1.Consumer
 	0,  // 7: roundhouse.engine.v1.EngineIdentity.mode:type_name -> roundhouse.engine.v1.ProvisioningMode
 	8,  // 8: roundhouse.engine.v1.ProcessLaunch.args:type_name -> roundhouse.engine.v1.Argument
-	20, // 9: roundhouse.engine.v1.ProcessLaunch.env:type_name -> roundhouse.engine.v1.ProcessLaunch.EnvEntry
+	21, // 9: roundhouse.engine.v1.ProcessLaunch.env:type_name -> roundhouse.engine.v1.ProcessLaunch.EnvEntry
 	9,  // 10: roundhouse.engine.v1.ProcessLaunch.files:type_name -> roundhouse.engine.v1.ExecutedFile
 	1,  // 11: roundhouse.engine.v1.Argument.placeholder:type_name -> roundhouse.engine.v1.Placeholder
 	11, // 12: roundhouse.engine.v1.PreparedModel.files:type_name -> roundhouse.engine.v1.ModelFile
 	12, // 13: roundhouse.engine.v1.PreparedModel.memory:type_name -> roundhouse.engine.v1.MemoryEstimate
 	2,  // 14: roundhouse.engine.v1.ModelFile.role:type_name -> roundhouse.engine.v1.ModelFileRole
-	14, // 15: roundhouse.engine.v1.RunContract.ready:type_name -> roundhouse.engine.v1.HttpProbe
-	16, // 16: roundhouse.engine.v1.RunContract.identity:type_name -> roundhouse.engine.v1.IdentityCheck
-	15, // 17: roundhouse.engine.v1.RunContract.slots:type_name -> roundhouse.engine.v1.JsonField
-	17, // 18: roundhouse.engine.v1.RunContract.activity:type_name -> roundhouse.engine.v1.ActivitySource
-	18, // 19: roundhouse.engine.v1.RunContract.stop:type_name -> roundhouse.engine.v1.StopStep
-	19, // 20: roundhouse.engine.v1.RunContract.exit_patterns:type_name -> roundhouse.engine.v1.ExitPattern
-	23, // 21: roundhouse.engine.v1.RunContract.startup_timeout:type_name -> google.protobuf.Duration
-	15, // 22: roundhouse.engine.v1.IdentityCheck.field:type_name -> roundhouse.engine.v1.JsonField
-	23, // 23: roundhouse.engine.v1.StopStep.wait:type_name -> google.protobuf.Duration
-	3,  // 24: roundhouse.engine.v1.ExitPattern.class:type_name -> roundhouse.engine.v1.ExitClass
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	15, // 15: roundhouse.engine.v1.RunContract.ready:type_name -> roundhouse.engine.v1.HttpProbe
+	17, // 16: roundhouse.engine.v1.RunContract.identity:type_name -> roundhouse.engine.v1.IdentityCheck
+	16, // 17: roundhouse.engine.v1.RunContract.slots:type_name -> roundhouse.engine.v1.JsonField
+	18, // 18: roundhouse.engine.v1.RunContract.activity:type_name -> roundhouse.engine.v1.ActivitySource
+	19, // 19: roundhouse.engine.v1.RunContract.stop:type_name -> roundhouse.engine.v1.StopStep
+	20, // 20: roundhouse.engine.v1.RunContract.exit_patterns:type_name -> roundhouse.engine.v1.ExitPattern
+	24, // 21: roundhouse.engine.v1.RunContract.startup_timeout:type_name -> google.protobuf.Duration
+	14, // 22: roundhouse.engine.v1.RunContract.completion:type_name -> roundhouse.engine.v1.Completion
+	16, // 23: roundhouse.engine.v1.IdentityCheck.field:type_name -> roundhouse.engine.v1.JsonField
+	24, // 24: roundhouse.engine.v1.StopStep.wait:type_name -> google.protobuf.Duration
+	3,  // 25: roundhouse.engine.v1.ExitPattern.class:type_name -> roundhouse.engine.v1.ExitClass
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_roundhouse_engine_v1_prepared_proto_init() }
@@ -1622,7 +1783,7 @@ func file_roundhouse_engine_v1_prepared_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roundhouse_engine_v1_prepared_proto_rawDesc), len(file_roundhouse_engine_v1_prepared_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

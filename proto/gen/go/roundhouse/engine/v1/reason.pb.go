@@ -84,6 +84,15 @@ const (
 	Reason_REASON_SHUTTING_DOWN Reason = 25
 	// A defect of Roundhouse. INTERNAL.
 	Reason_REASON_INTERNAL Reason = 26
+	// The engine's files are right, but it did not pass the proof that a reload asked for. FAILED_PRECONDITION; metadata has
+	// check, want and got.
+	Reason_REASON_PROOF_FAILED Reason = 27
+	// A pool's breaker is open: its engines failed too often in a row. Not an error of a call: it is in the pool's state.
+	Reason_REASON_BREAKER_OPEN Reason = 28
+	// A record of the pool on disk could not be read and was put aside. Not an error of a call: it is in the pool's state.
+	Reason_REASON_RECORD_UNREADABLE Reason = 29
+	// The change needs an outage that the caller did not accept. FAILED_PRECONDITION.
+	Reason_REASON_OUTAGE_NOT_ACCEPTED Reason = 30
 )
 
 // Enum value maps for Reason.
@@ -116,6 +125,10 @@ var (
 		24: "REASON_LIMIT_EXCEEDED",
 		25: "REASON_SHUTTING_DOWN",
 		26: "REASON_INTERNAL",
+		27: "REASON_PROOF_FAILED",
+		28: "REASON_BREAKER_OPEN",
+		29: "REASON_RECORD_UNREADABLE",
+		30: "REASON_OUTAGE_NOT_ACCEPTED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":             0,
@@ -145,6 +158,10 @@ var (
 		"REASON_LIMIT_EXCEEDED":          24,
 		"REASON_SHUTTING_DOWN":           25,
 		"REASON_INTERNAL":                26,
+		"REASON_PROOF_FAILED":            27,
+		"REASON_BREAKER_OPEN":            28,
+		"REASON_RECORD_UNREADABLE":       29,
+		"REASON_OUTAGE_NOT_ACCEPTED":     30,
 	}
 )
 
@@ -179,7 +196,7 @@ var File_roundhouse_engine_v1_reason_proto protoreflect.FileDescriptor
 
 const file_roundhouse_engine_v1_reason_proto_rawDesc = "" +
 	"\n" +
-	"!roundhouse/engine/v1/reason.proto\x12\x14roundhouse.engine.v1*\xd5\x05\n" +
+	"!roundhouse/engine/v1/reason.proto\x12\x14roundhouse.engine.v1*\xc5\x06\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15REASON_INVALID_PARAMS\x10\x01\x12\x19\n" +
@@ -208,7 +225,11 @@ const file_roundhouse_engine_v1_reason_proto_rawDesc = "" +
 	"\x12REASON_STOP_FAILED\x10\x17\x12\x19\n" +
 	"\x15REASON_LIMIT_EXCEEDED\x10\x18\x12\x18\n" +
 	"\x14REASON_SHUTTING_DOWN\x10\x19\x12\x13\n" +
-	"\x0fREASON_INTERNAL\x10\x1aB\xea\x01\n" +
+	"\x0fREASON_INTERNAL\x10\x1a\x12\x17\n" +
+	"\x13REASON_PROOF_FAILED\x10\x1b\x12\x17\n" +
+	"\x13REASON_BREAKER_OPEN\x10\x1c\x12\x1c\n" +
+	"\x18REASON_RECORD_UNREADABLE\x10\x1d\x12\x1e\n" +
+	"\x1aREASON_OUTAGE_NOT_ACCEPTED\x10\x1eB\xea\x01\n" +
 	"\x18com.roundhouse.engine.v1B\vReasonProtoP\x01ZOgithub.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1;enginev1\xa2\x02\x03REX\xaa\x02\x14Roundhouse.Engine.V1\xca\x02\x14Roundhouse\\Engine\\V1\xe2\x02 Roundhouse\\Engine\\V1\\GPBMetadata\xea\x02\x16Roundhouse::Engine::V1b\x06proto3"
 
 var (

@@ -27,6 +27,132 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Residency says when a pool is loaded.
+type Residency int32
+
+const (
+	// PINNED.
+	Residency_RESIDENCY_UNSPECIFIED Residency = 0
+	// Always: it comes back after a restart of the manager or the machine, and is never unloaded by itself.
+	Residency_RESIDENCY_PINNED Residency = 1
+	// It comes back after a restart, and is unloaded when it was idle for idle_timeout.
+	Residency_RESIDENCY_TTL Residency = 2
+	// It does not come back after a restart of the machine before somebody preloads it again.
+	Residency_RESIDENCY_LAZY Residency = 3
+)
+
+// Enum value maps for Residency.
+var (
+	Residency_name = map[int32]string{
+		0: "RESIDENCY_UNSPECIFIED",
+		1: "RESIDENCY_PINNED",
+		2: "RESIDENCY_TTL",
+		3: "RESIDENCY_LAZY",
+	}
+	Residency_value = map[string]int32{
+		"RESIDENCY_UNSPECIFIED": 0,
+		"RESIDENCY_PINNED":      1,
+		"RESIDENCY_TTL":         2,
+		"RESIDENCY_LAZY":        3,
+	}
+)
+
+func (x Residency) Enum() *Residency {
+	p := new(Residency)
+	*p = x
+	return p
+}
+
+func (x Residency) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Residency) Descriptor() protoreflect.EnumDescriptor {
+	return file_roundhouse_pool_v1_pool_proto_enumTypes[0].Descriptor()
+}
+
+func (Residency) Type() protoreflect.EnumType {
+	return &file_roundhouse_pool_v1_pool_proto_enumTypes[0]
+}
+
+func (x Residency) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Residency.Descriptor instead.
+func (Residency) EnumDescriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{0}
+}
+
+// ReloadPhase is a stage of a reload.
+type ReloadPhase int32
+
+const (
+	// Not set.
+	ReloadPhase_RELOAD_PHASE_UNSPECIFIED ReloadPhase = 0
+	// The provisioner gets or builds the engine and the model.
+	ReloadPhase_RELOAD_PHASE_PREPARING ReloadPhase = 1
+	// Only if the caller accepted an outage: the old engines are drained and ended first.
+	ReloadPhase_RELOAD_PHASE_STOPPING_OLD ReloadPhase = 2
+	// The new engines are started and load the model.
+	ReloadPhase_RELOAD_PHASE_STARTING ReloadPhase = 3
+	// The new engines have to prove that they are what they should be.
+	ReloadPhase_RELOAD_PHASE_PROVING ReloadPhase = 4
+	// The new engines serve; the old ones end what they have.
+	ReloadPhase_RELOAD_PHASE_DRAINING_OLD ReloadPhase = 5
+	// The new engines failed; the old ones are started again.
+	ReloadPhase_RELOAD_PHASE_ROLLING_BACK ReloadPhase = 6
+)
+
+// Enum value maps for ReloadPhase.
+var (
+	ReloadPhase_name = map[int32]string{
+		0: "RELOAD_PHASE_UNSPECIFIED",
+		1: "RELOAD_PHASE_PREPARING",
+		2: "RELOAD_PHASE_STOPPING_OLD",
+		3: "RELOAD_PHASE_STARTING",
+		4: "RELOAD_PHASE_PROVING",
+		5: "RELOAD_PHASE_DRAINING_OLD",
+		6: "RELOAD_PHASE_ROLLING_BACK",
+	}
+	ReloadPhase_value = map[string]int32{
+		"RELOAD_PHASE_UNSPECIFIED":  0,
+		"RELOAD_PHASE_PREPARING":    1,
+		"RELOAD_PHASE_STOPPING_OLD": 2,
+		"RELOAD_PHASE_STARTING":     3,
+		"RELOAD_PHASE_PROVING":      4,
+		"RELOAD_PHASE_DRAINING_OLD": 5,
+		"RELOAD_PHASE_ROLLING_BACK": 6,
+	}
+)
+
+func (x ReloadPhase) Enum() *ReloadPhase {
+	p := new(ReloadPhase)
+	*p = x
+	return p
+}
+
+func (x ReloadPhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReloadPhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_roundhouse_pool_v1_pool_proto_enumTypes[1].Descriptor()
+}
+
+func (ReloadPhase) Type() protoreflect.EnumType {
+	return &file_roundhouse_pool_v1_pool_proto_enumTypes[1]
+}
+
+func (x ReloadPhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReloadPhase.Descriptor instead.
+func (ReloadPhase) EnumDescriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{1}
+}
+
 // PoolState is where a pool stands.
 type PoolState int32
 
@@ -41,8 +167,12 @@ const (
 	PoolState_POOL_STATE_DRAINING PoolState = 3
 	// Stopped as asked; no process of it is left.
 	PoolState_POOL_STATE_STOPPED PoolState = 4
-	// It could not be started, or an engine of it ended by itself. See failure, and each replica: one that is READY serves.
+	// It could not be started, or ended in a way that another start would repeat. See failure and each replica.
 	PoolState_POOL_STATE_FAILED PoolState = 5
+	// Some replicas serve; others are being started again, or cannot be.
+	PoolState_POOL_STATE_DEGRADED PoolState = 6
+	// No replica serves; at least one is being started again. See each replica's supervision for when.
+	PoolState_POOL_STATE_RECOVERING PoolState = 7
 )
 
 // Enum value maps for PoolState.
@@ -54,6 +184,8 @@ var (
 		3: "POOL_STATE_DRAINING",
 		4: "POOL_STATE_STOPPED",
 		5: "POOL_STATE_FAILED",
+		6: "POOL_STATE_DEGRADED",
+		7: "POOL_STATE_RECOVERING",
 	}
 	PoolState_value = map[string]int32{
 		"POOL_STATE_UNSPECIFIED": 0,
@@ -62,6 +194,8 @@ var (
 		"POOL_STATE_DRAINING":    3,
 		"POOL_STATE_STOPPED":     4,
 		"POOL_STATE_FAILED":      5,
+		"POOL_STATE_DEGRADED":    6,
+		"POOL_STATE_RECOVERING":  7,
 	}
 )
 
@@ -76,11 +210,11 @@ func (x PoolState) String() string {
 }
 
 func (PoolState) Descriptor() protoreflect.EnumDescriptor {
-	return file_roundhouse_pool_v1_pool_proto_enumTypes[0].Descriptor()
+	return file_roundhouse_pool_v1_pool_proto_enumTypes[2].Descriptor()
 }
 
 func (PoolState) Type() protoreflect.EnumType {
-	return &file_roundhouse_pool_v1_pool_proto_enumTypes[0]
+	return &file_roundhouse_pool_v1_pool_proto_enumTypes[2]
 }
 
 func (x PoolState) Number() protoreflect.EnumNumber {
@@ -89,7 +223,7 @@ func (x PoolState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PoolState.Descriptor instead.
 func (PoolState) EnumDescriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{0}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{2}
 }
 
 // LoadPhase is a stage of the way to READY.
@@ -137,11 +271,11 @@ func (x LoadPhase) String() string {
 }
 
 func (LoadPhase) Descriptor() protoreflect.EnumDescriptor {
-	return file_roundhouse_pool_v1_pool_proto_enumTypes[1].Descriptor()
+	return file_roundhouse_pool_v1_pool_proto_enumTypes[3].Descriptor()
 }
 
 func (LoadPhase) Type() protoreflect.EnumType {
-	return &file_roundhouse_pool_v1_pool_proto_enumTypes[1]
+	return &file_roundhouse_pool_v1_pool_proto_enumTypes[3]
 }
 
 func (x LoadPhase) Number() protoreflect.EnumNumber {
@@ -150,7 +284,64 @@ func (x LoadPhase) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LoadPhase.Descriptor instead.
 func (LoadPhase) EnumDescriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{1}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{3}
+}
+
+// BreakerState is where a breaker stands.
+type BreakerState int32
+
+const (
+	// Not set.
+	BreakerState_BREAKER_STATE_UNSPECIFIED BreakerState = 0
+	// Starts are tried as the policy says.
+	BreakerState_BREAKER_STATE_CLOSED BreakerState = 1
+	// None is tried before next_attempt.
+	BreakerState_BREAKER_STATE_OPEN BreakerState = 2
+	// One trial is under way, and has to stay READY for a while.
+	BreakerState_BREAKER_STATE_HALF_OPEN BreakerState = 3
+)
+
+// Enum value maps for BreakerState.
+var (
+	BreakerState_name = map[int32]string{
+		0: "BREAKER_STATE_UNSPECIFIED",
+		1: "BREAKER_STATE_CLOSED",
+		2: "BREAKER_STATE_OPEN",
+		3: "BREAKER_STATE_HALF_OPEN",
+	}
+	BreakerState_value = map[string]int32{
+		"BREAKER_STATE_UNSPECIFIED": 0,
+		"BREAKER_STATE_CLOSED":      1,
+		"BREAKER_STATE_OPEN":        2,
+		"BREAKER_STATE_HALF_OPEN":   3,
+	}
+)
+
+func (x BreakerState) Enum() *BreakerState {
+	p := new(BreakerState)
+	*p = x
+	return p
+}
+
+func (x BreakerState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BreakerState) Descriptor() protoreflect.EnumDescriptor {
+	return file_roundhouse_pool_v1_pool_proto_enumTypes[4].Descriptor()
+}
+
+func (BreakerState) Type() protoreflect.EnumType {
+	return &file_roundhouse_pool_v1_pool_proto_enumTypes[4]
+}
+
+func (x BreakerState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BreakerState.Descriptor instead.
+func (BreakerState) EnumDescriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{4}
 }
 
 // ReplicaState is where a replica stands.
@@ -169,8 +360,10 @@ const (
 	ReplicaState_REPLICA_STATE_STOPPING ReplicaState = 4
 	// No process of it is left; it was asked to stop.
 	ReplicaState_REPLICA_STATE_STOPPED ReplicaState = 5
-	// It ended, or could not be started. See exit.
+	// It ended, or could not be started, and will not be started again by itself. See exit.
 	ReplicaState_REPLICA_STATE_FAILED ReplicaState = 6
+	// It ended, or could not be started, and will be started again. See supervision.
+	ReplicaState_REPLICA_STATE_BACKOFF ReplicaState = 7
 )
 
 // Enum value maps for ReplicaState.
@@ -183,6 +376,7 @@ var (
 		4: "REPLICA_STATE_STOPPING",
 		5: "REPLICA_STATE_STOPPED",
 		6: "REPLICA_STATE_FAILED",
+		7: "REPLICA_STATE_BACKOFF",
 	}
 	ReplicaState_value = map[string]int32{
 		"REPLICA_STATE_UNSPECIFIED": 0,
@@ -192,6 +386,7 @@ var (
 		"REPLICA_STATE_STOPPING":    4,
 		"REPLICA_STATE_STOPPED":     5,
 		"REPLICA_STATE_FAILED":      6,
+		"REPLICA_STATE_BACKOFF":     7,
 	}
 )
 
@@ -206,11 +401,11 @@ func (x ReplicaState) String() string {
 }
 
 func (ReplicaState) Descriptor() protoreflect.EnumDescriptor {
-	return file_roundhouse_pool_v1_pool_proto_enumTypes[2].Descriptor()
+	return file_roundhouse_pool_v1_pool_proto_enumTypes[5].Descriptor()
 }
 
 func (ReplicaState) Type() protoreflect.EnumType {
-	return &file_roundhouse_pool_v1_pool_proto_enumTypes[2]
+	return &file_roundhouse_pool_v1_pool_proto_enumTypes[5]
 }
 
 func (x ReplicaState) Number() protoreflect.EnumNumber {
@@ -219,7 +414,7 @@ func (x ReplicaState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReplicaState.Descriptor instead.
 func (ReplicaState) EnumDescriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{2}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{5}
 }
 
 // PoolSpec is the desired state of one pool: replicas of one engine that serve one model.
@@ -239,9 +434,23 @@ type PoolSpec struct {
 	// Port of 127.0.0.1 to serve on. 0, which is best, lets each engine pick a free one. Another value needs replicas of 1.
 	Port uint32 `protobuf:"varint,5,opt,name=port,proto3" json:"port,omitempty"`
 	// How long each engine may take to get ready, at most 24 hours. Absent means what the engine's contract says.
+	// It is the absolute cap: health.load_stall_limit ends a load that does not move long before.
 	StartupTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=startup_timeout,json=startupTimeout,proto3" json:"startup_timeout,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How its engines are started again when they end. Absent means every default. Can change without a restart.
+	Restart *RestartPolicy `protobuf:"bytes,7,opt,name=restart,proto3" json:"restart,omitempty"`
+	// How it is told whether its engines work. Absent means every default. Can change without a restart.
+	Health *HealthPolicy `protobuf:"bytes,8,opt,name=health,proto3" json:"health,omitempty"`
+	// When it is loaded. Unspecified means PINNED. Can change without a restart.
+	Residency Residency `protobuf:"varint,9,opt,name=residency,proto3,enum=roundhouse.pool.v1.Residency" json:"residency,omitempty"`
+	// Unloads the pool when it has had no request for so long: 1 s to 30 days. Required for TTL, allowed for LAZY, refused for
+	// PINNED. Reading metrics, probes and canaries are no requests. Can change without a restart.
+	IdleTimeout *durationpb.Duration `protobuf:"bytes,10,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	// Which pools come back first after a restart of the machine: higher ones before lower ones. Can change without a restart.
+	Priority int32 `protobuf:"varint,11,opt,name=priority,proto3" json:"priority,omitempty"`
+	// For people and programs; Roundhouse does not read them. Can change without a restart.
+	Labels        map[string]string `protobuf:"bytes,12,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PoolSpec) Reset() {
@@ -327,6 +536,48 @@ func (x *PoolSpec) GetStartupTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *PoolSpec) GetRestart() *RestartPolicy {
+	if x != nil {
+		return x.Restart
+	}
+	return nil
+}
+
+func (x *PoolSpec) GetHealth() *HealthPolicy {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *PoolSpec) GetResidency() Residency {
+	if x != nil {
+		return x.Residency
+	}
+	return Residency_RESIDENCY_UNSPECIFIED
+}
+
+func (x *PoolSpec) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
+func (x *PoolSpec) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *PoolSpec) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type isPoolSpec_Workload interface {
 	isPoolSpec_Workload()
 }
@@ -345,6 +596,276 @@ func (*PoolSpec_Prepare) isPoolSpec_Workload() {}
 
 func (*PoolSpec_PreparedId) isPoolSpec_Workload() {}
 
+// RestartPolicy says how the engines of a pool are started again when they end without being asked to. An engine that had
+// been READY for immediate_after starts again at once. Else it waits: first_delay, then twice as long each time, up to
+// max_delay, each time 10 % more or less. A breaker stops trying for a while when starts fail too often. An end of class
+// CONFIG is never tried again. A field that is absent or 0 means its default.
+type RestartPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Delay before the first try. Default 1 s, at least 500 ms.
+	FirstDelay *durationpb.Duration `protobuf:"bytes,1,opt,name=first_delay,json=firstDelay,proto3" json:"first_delay,omitempty"`
+	// Longest delay. Default 60 s.
+	MaxDelay *durationpb.Duration `protobuf:"bytes,2,opt,name=max_delay,json=maxDelay,proto3" json:"max_delay,omitempty"`
+	// An engine that was READY at least so long is started again at once. Default 60 s.
+	ImmediateAfter *durationpb.Duration `protobuf:"bytes,3,opt,name=immediate_after,json=immediateAfter,proto3" json:"immediate_after,omitempty"`
+	// The delay begins anew after so long READY, or after twice the delay if that is longer. Default 60 s.
+	ResetAfter *durationpb.Duration `protobuf:"bytes,4,opt,name=reset_after,json=resetAfter,proto3" json:"reset_after,omitempty"`
+	// When to stop trying for a while.
+	Breaker       *BreakerPolicy `protobuf:"bytes,5,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartPolicy) Reset() {
+	*x = RestartPolicy{}
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartPolicy) ProtoMessage() {}
+
+func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
+func (*RestartPolicy) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RestartPolicy) GetFirstDelay() *durationpb.Duration {
+	if x != nil {
+		return x.FirstDelay
+	}
+	return nil
+}
+
+func (x *RestartPolicy) GetMaxDelay() *durationpb.Duration {
+	if x != nil {
+		return x.MaxDelay
+	}
+	return nil
+}
+
+func (x *RestartPolicy) GetImmediateAfter() *durationpb.Duration {
+	if x != nil {
+		return x.ImmediateAfter
+	}
+	return nil
+}
+
+func (x *RestartPolicy) GetResetAfter() *durationpb.Duration {
+	if x != nil {
+		return x.ResetAfter
+	}
+	return nil
+}
+
+func (x *RestartPolicy) GetBreaker() *BreakerPolicy {
+	if x != nil {
+		return x.Breaker
+	}
+	return nil
+}
+
+// BreakerPolicy says when a replica's breaker opens, and when it closes again. A field that is absent or 0 means its default.
+type BreakerPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Opens after so many starts in a row that did not get READY. Default 5.
+	FailedStarts uint32 `protobuf:"varint,1,opt,name=failed_starts,json=failedStarts,proto3" json:"failed_starts,omitempty"`
+	// Opens after so many ends without being asked within the window. Default 10.
+	FailuresInWindow uint32 `protobuf:"varint,2,opt,name=failures_in_window,json=failuresInWindow,proto3" json:"failures_in_window,omitempty"`
+	// The window. Default 10 min.
+	Window *durationpb.Duration `protobuf:"bytes,3,opt,name=window,proto3" json:"window,omitempty"`
+	// How long it stays open before one start is tried. Default 300 s; doubles with each trial that fails.
+	OpenFor *durationpb.Duration `protobuf:"bytes,4,opt,name=open_for,json=openFor,proto3" json:"open_for,omitempty"`
+	// The most that it stays open. Default 1 h.
+	MaxOpenFor *durationpb.Duration `protobuf:"bytes,5,opt,name=max_open_for,json=maxOpenFor,proto3" json:"max_open_for,omitempty"`
+	// It closes when the trial was READY for so long. Default 60 s.
+	CloseAfter    *durationpb.Duration `protobuf:"bytes,6,opt,name=close_after,json=closeAfter,proto3" json:"close_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakerPolicy) Reset() {
+	*x = BreakerPolicy{}
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakerPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakerPolicy) ProtoMessage() {}
+
+func (x *BreakerPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakerPolicy.ProtoReflect.Descriptor instead.
+func (*BreakerPolicy) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *BreakerPolicy) GetFailedStarts() uint32 {
+	if x != nil {
+		return x.FailedStarts
+	}
+	return 0
+}
+
+func (x *BreakerPolicy) GetFailuresInWindow() uint32 {
+	if x != nil {
+		return x.FailuresInWindow
+	}
+	return 0
+}
+
+func (x *BreakerPolicy) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *BreakerPolicy) GetOpenFor() *durationpb.Duration {
+	if x != nil {
+		return x.OpenFor
+	}
+	return nil
+}
+
+func (x *BreakerPolicy) GetMaxOpenFor() *durationpb.Duration {
+	if x != nil {
+		return x.MaxOpenFor
+	}
+	return nil
+}
+
+func (x *BreakerPolicy) GetCloseAfter() *durationpb.Duration {
+	if x != nil {
+		return x.CloseAfter
+	}
+	return nil
+}
+
+// HealthPolicy says how it is told whether an engine works. Progress decides, never the age of a request: long honest work
+// is left alone. A field that is absent or 0 means its default.
+type HealthPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How often the engine's counters are read. Default 5 s.
+	Interval *durationpb.Duration `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
+	// An engine with requests in flight whose counters have not moved for so long is hung, and so is one that does not answer,
+	// if its processes used no processor time either: it is ended and started again. If they do use it, one that answers is
+	// hung after ten times as long, and one that does not answer is left alone. Default 60 s.
+	StallLimit *durationpb.Duration `protobuf:"bytes,2,opt,name=stall_limit,json=stallLimit,proto3" json:"stall_limit,omitempty"`
+	// A load is stalled when nothing of it has moved for so long: reads, page faults, memory, processor time, output. Default 120 s.
+	LoadStallLimit *durationpb.Duration `protobuf:"bytes,3,opt,name=load_stall_limit,json=loadStallLimit,proto3" json:"load_stall_limit,omitempty"`
+	// An engine that was idle for so long is asked for one token. Default 5 min.
+	CanaryInterval *durationpb.Duration `protobuf:"bytes,4,opt,name=canary_interval,json=canaryInterval,proto3" json:"canary_interval,omitempty"`
+	// How long that may take; the engine is hung after. Default 60 s.
+	CanaryTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=canary_timeout,json=canaryTimeout,proto3" json:"canary_timeout,omitempty"`
+	// Ask for no token.
+	NoCanary      bool `protobuf:"varint,6,opt,name=no_canary,json=noCanary,proto3" json:"no_canary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthPolicy) Reset() {
+	*x = HealthPolicy{}
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthPolicy) ProtoMessage() {}
+
+func (x *HealthPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthPolicy.ProtoReflect.Descriptor instead.
+func (*HealthPolicy) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *HealthPolicy) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *HealthPolicy) GetStallLimit() *durationpb.Duration {
+	if x != nil {
+		return x.StallLimit
+	}
+	return nil
+}
+
+func (x *HealthPolicy) GetLoadStallLimit() *durationpb.Duration {
+	if x != nil {
+		return x.LoadStallLimit
+	}
+	return nil
+}
+
+func (x *HealthPolicy) GetCanaryInterval() *durationpb.Duration {
+	if x != nil {
+		return x.CanaryInterval
+	}
+	return nil
+}
+
+func (x *HealthPolicy) GetCanaryTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.CanaryTimeout
+	}
+	return nil
+}
+
+func (x *HealthPolicy) GetNoCanary() bool {
+	if x != nil {
+		return x.NoCanary
+	}
+	return false
+}
+
 // Pool is a snapshot of one pool. A snapshot never changes; a change makes a new one with a higher revision.
 type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -356,7 +877,7 @@ type Pool struct {
 	State PoolState `protobuf:"varint,3,opt,name=state,proto3,enum=roundhouse.pool.v1.PoolState" json:"state,omitempty"`
 	// While state is LOADING: what is being done. Unspecified otherwise.
 	Phase LoadPhase `protobuf:"varint,4,opt,name=phase,proto3,enum=roundhouse.pool.v1.LoadPhase" json:"phase,omitempty"`
-	// Why it is in this state, if that is a failure: set while state is FAILED.
+	// Why it is in this state, if that is a failure: set while state is FAILED, DEGRADED or RECOVERING.
 	Failure *Failure `protobuf:"bytes,5,opt,name=failure,proto3" json:"failure,omitempty"`
 	// What it should be, with every default of the pool filled in.
 	Spec *PoolSpec `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -371,14 +892,22 @@ type Pool struct {
 	// When the pool was first asked for.
 	Created *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created,proto3" json:"created,omitempty"`
 	// When this snapshot was made.
-	Updated       *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=updated,proto3" json:"updated,omitempty"`
+	Updated *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=updated,proto3" json:"updated,omitempty"`
+	// What the pool is to be: false once it was drained, failed for good, or was unloaded. It survives restarts.
+	Wanted bool `protobuf:"varint,13,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// Engines of before a reload that end what they have. They take no new requests.
+	Retiring []*Replica `protobuf:"bytes,14,rep,name=retiring,proto3" json:"retiring,omitempty"`
+	// The reload under way; absent if there is none.
+	Reload *ReloadStatus `protobuf:"bytes,15,opt,name=reload,proto3" json:"reload,omitempty"`
+	// Counts what was made of the pool: raised by each Preload and each Reload that started other engines.
+	Edition       uint64 `protobuf:"varint,16,opt,name=edition,proto3" json:"edition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[1]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -390,7 +919,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[1]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -403,7 +932,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{1}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Pool) GetPoolId() string {
@@ -490,6 +1019,89 @@ func (x *Pool) GetUpdated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Pool) GetWanted() bool {
+	if x != nil {
+		return x.Wanted
+	}
+	return false
+}
+
+func (x *Pool) GetRetiring() []*Replica {
+	if x != nil {
+		return x.Retiring
+	}
+	return nil
+}
+
+func (x *Pool) GetReload() *ReloadStatus {
+	if x != nil {
+		return x.Reload
+	}
+	return nil
+}
+
+func (x *Pool) GetEdition() uint64 {
+	if x != nil {
+		return x.Edition
+	}
+	return 0
+}
+
+// ReloadStatus is where a reload stands.
+type ReloadStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is being done.
+	Phase ReloadPhase `protobuf:"varint,1,opt,name=phase,proto3,enum=roundhouse.pool.v1.ReloadPhase" json:"phase,omitempty"`
+	// The engines that are to take over. They serve nobody yet.
+	Candidates    []*Replica `protobuf:"bytes,2,rep,name=candidates,proto3" json:"candidates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadStatus) Reset() {
+	*x = ReloadStatus{}
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadStatus) ProtoMessage() {}
+
+func (x *ReloadStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadStatus.ProtoReflect.Descriptor instead.
+func (*ReloadStatus) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReloadStatus) GetPhase() ReloadPhase {
+	if x != nil {
+		return x.Phase
+	}
+	return ReloadPhase_RELOAD_PHASE_UNSPECIFIED
+}
+
+func (x *ReloadStatus) GetCandidates() []*Replica {
+	if x != nil {
+		return x.Candidates
+	}
+	return nil
+}
+
 // Model is what a pool serves.
 type Model struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -505,7 +1117,7 @@ type Model struct {
 
 func (x *Model) Reset() {
 	*x = Model{}
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[2]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +1129,7 @@ func (x *Model) String() string {
 func (*Model) ProtoMessage() {}
 
 func (x *Model) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[2]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +1142,7 @@ func (x *Model) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Model.ProtoReflect.Descriptor instead.
 func (*Model) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{2}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Model) GetId() string {
@@ -575,15 +1187,21 @@ type Replica struct {
 	Started *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started,proto3" json:"started,omitempty"`
 	// When it got READY.
 	Ready *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=ready,proto3" json:"ready,omitempty"`
-	// How the last process ended; absent while one lives.
-	Exit          *Exit `protobuf:"bytes,10,opt,name=exit,proto3" json:"exit,omitempty"`
+	// How the last process ended; absent before one has.
+	Exit *Exit `protobuf:"bytes,10,opt,name=exit,proto3" json:"exit,omitempty"`
+	// How it was and will be started again.
+	Supervision *Supervision `protobuf:"bytes,11,opt,name=supervision,proto3" json:"supervision,omitempty"`
+	// How far its load has come; absent unless state is STARTING.
+	Loading *LoadProgress `protobuf:"bytes,12,opt,name=loading,proto3" json:"loading,omitempty"`
+	// True if an earlier pool manager had started the process and this one has taken it over.
+	Adopted       bool `protobuf:"varint,13,opt,name=adopted,proto3" json:"adopted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[3]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +1213,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[3]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +1226,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{3}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Replica) GetReplicaId() string {
@@ -681,6 +1299,182 @@ func (x *Replica) GetExit() *Exit {
 	return nil
 }
 
+func (x *Replica) GetSupervision() *Supervision {
+	if x != nil {
+		return x.Supervision
+	}
+	return nil
+}
+
+func (x *Replica) GetLoading() *LoadProgress {
+	if x != nil {
+		return x.Loading
+	}
+	return nil
+}
+
+func (x *Replica) GetAdopted() bool {
+	if x != nil {
+		return x.Adopted
+	}
+	return false
+}
+
+// Supervision is how a replica was and will be started again.
+type Supervision struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Times that it was started again since the pool was made, or its breaker was reset.
+	Restarts uint64 `protobuf:"varint,1,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	// Starts in a row that did not get READY.
+	FailedStarts uint32 `protobuf:"varint,2,opt,name=failed_starts,json=failedStarts,proto3" json:"failed_starts,omitempty"`
+	// When it will be started again; absent unless state is BACKOFF.
+	NextAttempt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=next_attempt,json=nextAttempt,proto3" json:"next_attempt,omitempty"`
+	// Where its breaker stands.
+	Breaker BreakerState `protobuf:"varint,4,opt,name=breaker,proto3,enum=roundhouse.pool.v1.BreakerState" json:"breaker,omitempty"`
+	// Why the breaker is open or half open; empty while it is closed.
+	BreakerCause  string `protobuf:"bytes,5,opt,name=breaker_cause,json=breakerCause,proto3" json:"breaker_cause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Supervision) Reset() {
+	*x = Supervision{}
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Supervision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Supervision) ProtoMessage() {}
+
+func (x *Supervision) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Supervision.ProtoReflect.Descriptor instead.
+func (*Supervision) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Supervision) GetRestarts() uint64 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
+func (x *Supervision) GetFailedStarts() uint32 {
+	if x != nil {
+		return x.FailedStarts
+	}
+	return 0
+}
+
+func (x *Supervision) GetNextAttempt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextAttempt
+	}
+	return nil
+}
+
+func (x *Supervision) GetBreaker() BreakerState {
+	if x != nil {
+		return x.Breaker
+	}
+	return BreakerState_BREAKER_STATE_UNSPECIFIED
+}
+
+func (x *Supervision) GetBreakerCause() string {
+	if x != nil {
+		return x.BreakerCause
+	}
+	return ""
+}
+
+// LoadProgress is how far a load has come, as far as it can be seen from outside.
+type LoadProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes of the model in the memory of the process, roughly: what it has resident, up to total_bytes.
+	LoadedBytes int64 `protobuf:"varint,1,opt,name=loaded_bytes,json=loadedBytes,proto3" json:"loaded_bytes,omitempty"`
+	// Bytes of the model's files.
+	TotalBytes int64 `protobuf:"varint,2,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// How long the load will probably go on, from the last one of the same prepared engine; absent if there was none.
+	Remaining *durationpb.Duration `protobuf:"bytes,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Since when nothing of it has moved; absent while it moves.
+	StillSince    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=still_since,json=stillSince,proto3" json:"still_since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadProgress) Reset() {
+	*x = LoadProgress{}
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadProgress) ProtoMessage() {}
+
+func (x *LoadProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadProgress.ProtoReflect.Descriptor instead.
+func (*LoadProgress) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *LoadProgress) GetLoadedBytes() int64 {
+	if x != nil {
+		return x.LoadedBytes
+	}
+	return 0
+}
+
+func (x *LoadProgress) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *LoadProgress) GetRemaining() *durationpb.Duration {
+	if x != nil {
+		return x.Remaining
+	}
+	return nil
+}
+
+func (x *LoadProgress) GetStillSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StillSince
+	}
+	return nil
+}
+
 // Exit is how an engine process ended.
 type Exit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -704,7 +1498,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[4]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +1510,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[4]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +1523,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{4}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Exit) GetClass() v1.ExitClass {
@@ -796,7 +1590,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[5]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -808,7 +1602,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[5]
+	mi := &file_roundhouse_pool_v1_pool_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -821,7 +1615,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{5}
+	return file_roundhouse_pool_v1_pool_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Failure) GetReason() v1.Reason {
@@ -849,7 +1643,7 @@ var File_roundhouse_pool_v1_pool_proto protoreflect.FileDescriptor
 
 const file_roundhouse_pool_v1_pool_proto_rawDesc = "" +
 	"\n" +
-	"\x1droundhouse/pool/v1/pool.proto\x12\x12roundhouse.pool.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#roundhouse/engine/v1/prepared.proto\x1a!roundhouse/engine/v1/reason.proto\x1a\x1froundhouse/engine/v1/spec.proto\"\xf8\x02\n" +
+	"\x1droundhouse/pool/v1/pool.proto\x12\x12roundhouse.pool.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#roundhouse/engine/v1/prepared.proto\x1a!roundhouse/engine/v1/reason.proto\x1a\x1froundhouse/engine/v1/spec.proto\"\xcf\x06\n" +
 	"\bPoolSpec\x12A\n" +
 	"\apool_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x06poolId\x12=\n" +
 	"\aprepare\x18\x02 \x01(\v2!.roundhouse.engine.v1.PrepareSpecH\x00R\aprepare\x12?\n" +
@@ -857,8 +1651,43 @@ const file_roundhouse_pool_v1_pool_proto_rawDesc = "" +
 	"preparedId\x12#\n" +
 	"\breplicas\x18\x04 \x01(\rB\a\xbaH\x04*\x02\x18@R\breplicas\x12\x1d\n" +
 	"\x04port\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\x04port\x12R\n" +
-	"\x0fstartup_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\x0estartupTimeoutB\x11\n" +
-	"\bworkload\x12\x05\xbaH\x02\b\x01\"\xc3\x04\n" +
+	"\x0fstartup_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\x0estartupTimeout\x12;\n" +
+	"\arestart\x18\a \x01(\v2!.roundhouse.pool.v1.RestartPolicyR\arestart\x128\n" +
+	"\x06health\x18\b \x01(\v2 .roundhouse.pool.v1.HealthPolicyR\x06health\x12E\n" +
+	"\tresidency\x18\t \x01(\x0e2\x1d.roundhouse.pool.v1.ResidencyB\b\xbaH\x05\x82\x01\x02\x10\x01R\tresidency\x12O\n" +
+	"\fidle_timeout\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\vidleTimeout\x12/\n" +
+	"\bpriority\x18\v \x01(\x05B\x13\xbaH\x10\x1a\x0e\x18\xe8\a(\x98\xf8\xff\xff\xff\xff\xff\xff\xff\x01R\bpriority\x12Z\n" +
+	"\x06labels\x18\f \x03(\v2(.roundhouse.pool.v1.PoolSpec.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\bR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x11\n" +
+	"\bworkload\x12\x05\xbaH\x02\b\x01\"\x8c\x03\n" +
+	"\rRestartPolicy\x12P\n" +
+	"\vfirst_delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x04\b\x80\xa3\x052\x06\x10\x80ʵ\xee\x01R\n" +
+	"firstDelay\x12L\n" +
+	"\tmax_delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x04\b\x80\xa3\x052\x06\x10\x80ʵ\xee\x01R\bmaxDelay\x12R\n" +
+	"\x0fimmediate_after\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\x0eimmediateAfter\x12J\n" +
+	"\vreset_after\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\n" +
+	"resetAfter\x12;\n" +
+	"\abreaker\x18\x05 \x01(\v2!.roundhouse.pool.v1.BreakerPolicyR\abreaker\"\x98\x03\n" +
+	"\rBreakerPolicy\x12-\n" +
+	"\rfailed_starts\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\ffailedStarts\x126\n" +
+	"\x12failures_in_window\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x10failuresInWindow\x12A\n" +
+	"\x06window\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\x06window\x12D\n" +
+	"\bopen_for\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\aopenFor\x12K\n" +
+	"\fmax_open_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xf5$*\x00R\n" +
+	"maxOpenFor\x12J\n" +
+	"\vclose_after\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\n" +
+	"closeAfter\"\xd0\x03\n" +
+	"\fHealthPolicy\x12I\n" +
+	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\x12O\n" +
+	"\vstall_limit\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xa3\x052\x05\x10\x80\xc2\xd7/R\n" +
+	"stallLimit\x12X\n" +
+	"\x10load_stall_limit\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xa3\x052\x05\x10\x80\xc2\xd7/R\x0eloadStallLimit\x12W\n" +
+	"\x0fcanary_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xa3\x052\x05\x10\x80\xc2\xd7/R\x0ecanaryInterval\x12T\n" +
+	"\x0ecanary_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\rcanaryTimeout\x12\x1b\n" +
+	"\tno_canary\x18\x06 \x01(\bR\bnoCanary\"\xe8\x05\n" +
 	"\x04Pool\x12\x17\n" +
 	"\apool_id\x18\x01 \x01(\tR\x06poolId\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x123\n" +
@@ -873,11 +1702,20 @@ const file_roundhouse_pool_v1_pool_proto_rawDesc = "" +
 	"\breplicas\x18\n" +
 	" \x03(\v2\x1b.roundhouse.pool.v1.ReplicaR\breplicas\x124\n" +
 	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
-	"\aupdated\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\"V\n" +
+	"\aupdated\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\x12\x16\n" +
+	"\x06wanted\x18\r \x01(\bR\x06wanted\x127\n" +
+	"\bretiring\x18\x0e \x03(\v2\x1b.roundhouse.pool.v1.ReplicaR\bretiring\x128\n" +
+	"\x06reload\x18\x0f \x01(\v2 .roundhouse.pool.v1.ReloadStatusR\x06reload\x12\x18\n" +
+	"\aedition\x18\x10 \x01(\x04R\aedition\"\x82\x01\n" +
+	"\fReloadStatus\x125\n" +
+	"\x05phase\x18\x01 \x01(\x0e2\x1f.roundhouse.pool.v1.ReloadPhaseR\x05phase\x12;\n" +
+	"\n" +
+	"candidates\x18\x02 \x03(\v2\x1b.roundhouse.pool.v1.ReplicaR\n" +
+	"candidates\"V\n" +
 	"\x05Model\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12%\n" +
-	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\"\xfb\x02\n" +
+	"\x0econtext_tokens\x18\x03 \x01(\rR\rcontextTokens\"\x94\x04\n" +
 	"\aReplica\x12\x1d\n" +
 	"\n" +
 	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x14\n" +
@@ -893,7 +1731,23 @@ const file_roundhouse_pool_v1_pool_proto_rawDesc = "" +
 	"\astarted\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
 	"\x05ready\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x05ready\x12,\n" +
 	"\x04exit\x18\n" +
-	" \x01(\v2\x18.roundhouse.pool.v1.ExitR\x04exit\"\x97\x02\n" +
+	" \x01(\v2\x18.roundhouse.pool.v1.ExitR\x04exit\x12A\n" +
+	"\vsupervision\x18\v \x01(\v2\x1f.roundhouse.pool.v1.SupervisionR\vsupervision\x12:\n" +
+	"\aloading\x18\f \x01(\v2 .roundhouse.pool.v1.LoadProgressR\aloading\x12\x18\n" +
+	"\aadopted\x18\r \x01(\bR\aadopted\"\xee\x01\n" +
+	"\vSupervision\x12\x1a\n" +
+	"\brestarts\x18\x01 \x01(\x04R\brestarts\x12#\n" +
+	"\rfailed_starts\x18\x02 \x01(\rR\ffailedStarts\x12=\n" +
+	"\fnext_attempt\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vnextAttempt\x12:\n" +
+	"\abreaker\x18\x04 \x01(\x0e2 .roundhouse.pool.v1.BreakerStateR\abreaker\x12#\n" +
+	"\rbreaker_cause\x18\x05 \x01(\tR\fbreakerCause\"\xc8\x01\n" +
+	"\fLoadProgress\x12!\n" +
+	"\floaded_bytes\x18\x01 \x01(\x03R\vloadedBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x02 \x01(\x03R\n" +
+	"totalBytes\x127\n" +
+	"\tremaining\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tremaining\x12;\n" +
+	"\vstill_since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"stillSince\"\x97\x02\n" +
 	"\x04Exit\x125\n" +
 	"\x05class\x18\x01 \x01(\x0e2\x1f.roundhouse.engine.v1.ExitClassR\x05class\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\x05R\x04code\x12\x16\n" +
@@ -905,20 +1759,40 @@ const file_roundhouse_pool_v1_pool_proto_rawDesc = "" +
 	"\aFailure\x124\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1c.roundhouse.engine.v1.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12*\n" +
-	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at*\x9d\x01\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at*c\n" +
+	"\tResidency\x12\x19\n" +
+	"\x15RESIDENCY_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10RESIDENCY_PINNED\x10\x01\x12\x11\n" +
+	"\rRESIDENCY_TTL\x10\x02\x12\x12\n" +
+	"\x0eRESIDENCY_LAZY\x10\x03*\xd9\x01\n" +
+	"\vReloadPhase\x12\x1c\n" +
+	"\x18RELOAD_PHASE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16RELOAD_PHASE_PREPARING\x10\x01\x12\x1d\n" +
+	"\x19RELOAD_PHASE_STOPPING_OLD\x10\x02\x12\x19\n" +
+	"\x15RELOAD_PHASE_STARTING\x10\x03\x12\x18\n" +
+	"\x14RELOAD_PHASE_PROVING\x10\x04\x12\x1d\n" +
+	"\x19RELOAD_PHASE_DRAINING_OLD\x10\x05\x12\x1d\n" +
+	"\x19RELOAD_PHASE_ROLLING_BACK\x10\x06*\xd1\x01\n" +
 	"\tPoolState\x12\x1a\n" +
 	"\x16POOL_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12POOL_STATE_LOADING\x10\x01\x12\x14\n" +
 	"\x10POOL_STATE_READY\x10\x02\x12\x17\n" +
 	"\x13POOL_STATE_DRAINING\x10\x03\x12\x16\n" +
 	"\x12POOL_STATE_STOPPED\x10\x04\x12\x15\n" +
-	"\x11POOL_STATE_FAILED\x10\x05*\x8c\x01\n" +
+	"\x11POOL_STATE_FAILED\x10\x05\x12\x17\n" +
+	"\x13POOL_STATE_DEGRADED\x10\x06\x12\x19\n" +
+	"\x15POOL_STATE_RECOVERING\x10\a*\x8c\x01\n" +
 	"\tLoadPhase\x12\x1a\n" +
 	"\x16LOAD_PHASE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14LOAD_PHASE_PREPARING\x10\x01\x12\x17\n" +
 	"\x13LOAD_PHASE_STARTING\x10\x02\x12\x16\n" +
 	"\x12LOAD_PHASE_LOADING\x10\x03\x12\x18\n" +
-	"\x14LOAD_PHASE_VERIFYING\x10\x04*\xcf\x01\n" +
+	"\x14LOAD_PHASE_VERIFYING\x10\x04*|\n" +
+	"\fBreakerState\x12\x1d\n" +
+	"\x19BREAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14BREAKER_STATE_CLOSED\x10\x01\x12\x16\n" +
+	"\x12BREAKER_STATE_OPEN\x10\x02\x12\x1b\n" +
+	"\x17BREAKER_STATE_HALF_OPEN\x10\x03*\xea\x01\n" +
 	"\fReplicaState\x12\x1d\n" +
 	"\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n" +
@@ -926,7 +1800,8 @@ const file_roundhouse_pool_v1_pool_proto_rawDesc = "" +
 	"\x16REPLICA_STATE_DRAINING\x10\x03\x12\x1a\n" +
 	"\x16REPLICA_STATE_STOPPING\x10\x04\x12\x19\n" +
 	"\x15REPLICA_STATE_STOPPED\x10\x05\x12\x18\n" +
-	"\x14REPLICA_STATE_FAILED\x10\x06B\xda\x01\n" +
+	"\x14REPLICA_STATE_FAILED\x10\x06\x12\x19\n" +
+	"\x15REPLICA_STATE_BACKOFF\x10\aB\xda\x01\n" +
 	"\x16com.roundhouse.pool.v1B\tPoolProtoP\x01ZKgithub.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1;poolv1\xa2\x02\x03RPX\xaa\x02\x12Roundhouse.Pool.V1\xca\x02\x12Roundhouse\\Pool\\V1\xe2\x02\x1eRoundhouse\\Pool\\V1\\GPBMetadata\xea\x02\x14Roundhouse::Pool::V1b\x06proto3"
 
 var (
@@ -941,51 +1816,90 @@ func file_roundhouse_pool_v1_pool_proto_rawDescGZIP() []byte {
 	return file_roundhouse_pool_v1_pool_proto_rawDescData
 }
 
-var file_roundhouse_pool_v1_pool_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_roundhouse_pool_v1_pool_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_roundhouse_pool_v1_pool_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_roundhouse_pool_v1_pool_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_roundhouse_pool_v1_pool_proto_goTypes = []any{
-	(PoolState)(0),                // 0: roundhouse.pool.v1.PoolState
-	(LoadPhase)(0),                // 1: roundhouse.pool.v1.LoadPhase
-	(ReplicaState)(0),             // 2: roundhouse.pool.v1.ReplicaState
-	(*PoolSpec)(nil),              // 3: roundhouse.pool.v1.PoolSpec
-	(*Pool)(nil),                  // 4: roundhouse.pool.v1.Pool
-	(*Model)(nil),                 // 5: roundhouse.pool.v1.Model
-	(*Replica)(nil),               // 6: roundhouse.pool.v1.Replica
-	(*Exit)(nil),                  // 7: roundhouse.pool.v1.Exit
-	(*Failure)(nil),               // 8: roundhouse.pool.v1.Failure
-	(*v1.PrepareSpec)(nil),        // 9: roundhouse.engine.v1.PrepareSpec
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
-	(*v1.EngineIdentity)(nil),     // 11: roundhouse.engine.v1.EngineIdentity
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(v1.ExitClass)(0),             // 13: roundhouse.engine.v1.ExitClass
-	(v1.Reason)(0),                // 14: roundhouse.engine.v1.Reason
+	(Residency)(0),                // 0: roundhouse.pool.v1.Residency
+	(ReloadPhase)(0),              // 1: roundhouse.pool.v1.ReloadPhase
+	(PoolState)(0),                // 2: roundhouse.pool.v1.PoolState
+	(LoadPhase)(0),                // 3: roundhouse.pool.v1.LoadPhase
+	(BreakerState)(0),             // 4: roundhouse.pool.v1.BreakerState
+	(ReplicaState)(0),             // 5: roundhouse.pool.v1.ReplicaState
+	(*PoolSpec)(nil),              // 6: roundhouse.pool.v1.PoolSpec
+	(*RestartPolicy)(nil),         // 7: roundhouse.pool.v1.RestartPolicy
+	(*BreakerPolicy)(nil),         // 8: roundhouse.pool.v1.BreakerPolicy
+	(*HealthPolicy)(nil),          // 9: roundhouse.pool.v1.HealthPolicy
+	(*Pool)(nil),                  // 10: roundhouse.pool.v1.Pool
+	(*ReloadStatus)(nil),          // 11: roundhouse.pool.v1.ReloadStatus
+	(*Model)(nil),                 // 12: roundhouse.pool.v1.Model
+	(*Replica)(nil),               // 13: roundhouse.pool.v1.Replica
+	(*Supervision)(nil),           // 14: roundhouse.pool.v1.Supervision
+	(*LoadProgress)(nil),          // 15: roundhouse.pool.v1.LoadProgress
+	(*Exit)(nil),                  // 16: roundhouse.pool.v1.Exit
+	(*Failure)(nil),               // 17: roundhouse.pool.v1.Failure
+	nil,                           // 18: roundhouse.pool.v1.PoolSpec.LabelsEntry
+	(*v1.PrepareSpec)(nil),        // 19: roundhouse.engine.v1.PrepareSpec
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*v1.EngineIdentity)(nil),     // 21: roundhouse.engine.v1.EngineIdentity
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(v1.ExitClass)(0),             // 23: roundhouse.engine.v1.ExitClass
+	(v1.Reason)(0),                // 24: roundhouse.engine.v1.Reason
 }
 var file_roundhouse_pool_v1_pool_proto_depIdxs = []int32{
-	9,  // 0: roundhouse.pool.v1.PoolSpec.prepare:type_name -> roundhouse.engine.v1.PrepareSpec
-	10, // 1: roundhouse.pool.v1.PoolSpec.startup_timeout:type_name -> google.protobuf.Duration
-	0,  // 2: roundhouse.pool.v1.Pool.state:type_name -> roundhouse.pool.v1.PoolState
-	1,  // 3: roundhouse.pool.v1.Pool.phase:type_name -> roundhouse.pool.v1.LoadPhase
-	8,  // 4: roundhouse.pool.v1.Pool.failure:type_name -> roundhouse.pool.v1.Failure
-	3,  // 5: roundhouse.pool.v1.Pool.spec:type_name -> roundhouse.pool.v1.PoolSpec
-	11, // 6: roundhouse.pool.v1.Pool.engine:type_name -> roundhouse.engine.v1.EngineIdentity
-	5,  // 7: roundhouse.pool.v1.Pool.model:type_name -> roundhouse.pool.v1.Model
-	6,  // 8: roundhouse.pool.v1.Pool.replicas:type_name -> roundhouse.pool.v1.Replica
-	12, // 9: roundhouse.pool.v1.Pool.created:type_name -> google.protobuf.Timestamp
-	12, // 10: roundhouse.pool.v1.Pool.updated:type_name -> google.protobuf.Timestamp
-	2,  // 11: roundhouse.pool.v1.Replica.state:type_name -> roundhouse.pool.v1.ReplicaState
-	12, // 12: roundhouse.pool.v1.Replica.started:type_name -> google.protobuf.Timestamp
-	12, // 13: roundhouse.pool.v1.Replica.ready:type_name -> google.protobuf.Timestamp
-	7,  // 14: roundhouse.pool.v1.Replica.exit:type_name -> roundhouse.pool.v1.Exit
-	13, // 15: roundhouse.pool.v1.Exit.class:type_name -> roundhouse.engine.v1.ExitClass
-	10, // 16: roundhouse.pool.v1.Exit.uptime:type_name -> google.protobuf.Duration
-	12, // 17: roundhouse.pool.v1.Exit.ended:type_name -> google.protobuf.Timestamp
-	14, // 18: roundhouse.pool.v1.Failure.reason:type_name -> roundhouse.engine.v1.Reason
-	12, // 19: roundhouse.pool.v1.Failure.at:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	19, // 0: roundhouse.pool.v1.PoolSpec.prepare:type_name -> roundhouse.engine.v1.PrepareSpec
+	20, // 1: roundhouse.pool.v1.PoolSpec.startup_timeout:type_name -> google.protobuf.Duration
+	7,  // 2: roundhouse.pool.v1.PoolSpec.restart:type_name -> roundhouse.pool.v1.RestartPolicy
+	9,  // 3: roundhouse.pool.v1.PoolSpec.health:type_name -> roundhouse.pool.v1.HealthPolicy
+	0,  // 4: roundhouse.pool.v1.PoolSpec.residency:type_name -> roundhouse.pool.v1.Residency
+	20, // 5: roundhouse.pool.v1.PoolSpec.idle_timeout:type_name -> google.protobuf.Duration
+	18, // 6: roundhouse.pool.v1.PoolSpec.labels:type_name -> roundhouse.pool.v1.PoolSpec.LabelsEntry
+	20, // 7: roundhouse.pool.v1.RestartPolicy.first_delay:type_name -> google.protobuf.Duration
+	20, // 8: roundhouse.pool.v1.RestartPolicy.max_delay:type_name -> google.protobuf.Duration
+	20, // 9: roundhouse.pool.v1.RestartPolicy.immediate_after:type_name -> google.protobuf.Duration
+	20, // 10: roundhouse.pool.v1.RestartPolicy.reset_after:type_name -> google.protobuf.Duration
+	8,  // 11: roundhouse.pool.v1.RestartPolicy.breaker:type_name -> roundhouse.pool.v1.BreakerPolicy
+	20, // 12: roundhouse.pool.v1.BreakerPolicy.window:type_name -> google.protobuf.Duration
+	20, // 13: roundhouse.pool.v1.BreakerPolicy.open_for:type_name -> google.protobuf.Duration
+	20, // 14: roundhouse.pool.v1.BreakerPolicy.max_open_for:type_name -> google.protobuf.Duration
+	20, // 15: roundhouse.pool.v1.BreakerPolicy.close_after:type_name -> google.protobuf.Duration
+	20, // 16: roundhouse.pool.v1.HealthPolicy.interval:type_name -> google.protobuf.Duration
+	20, // 17: roundhouse.pool.v1.HealthPolicy.stall_limit:type_name -> google.protobuf.Duration
+	20, // 18: roundhouse.pool.v1.HealthPolicy.load_stall_limit:type_name -> google.protobuf.Duration
+	20, // 19: roundhouse.pool.v1.HealthPolicy.canary_interval:type_name -> google.protobuf.Duration
+	20, // 20: roundhouse.pool.v1.HealthPolicy.canary_timeout:type_name -> google.protobuf.Duration
+	2,  // 21: roundhouse.pool.v1.Pool.state:type_name -> roundhouse.pool.v1.PoolState
+	3,  // 22: roundhouse.pool.v1.Pool.phase:type_name -> roundhouse.pool.v1.LoadPhase
+	17, // 23: roundhouse.pool.v1.Pool.failure:type_name -> roundhouse.pool.v1.Failure
+	6,  // 24: roundhouse.pool.v1.Pool.spec:type_name -> roundhouse.pool.v1.PoolSpec
+	21, // 25: roundhouse.pool.v1.Pool.engine:type_name -> roundhouse.engine.v1.EngineIdentity
+	12, // 26: roundhouse.pool.v1.Pool.model:type_name -> roundhouse.pool.v1.Model
+	13, // 27: roundhouse.pool.v1.Pool.replicas:type_name -> roundhouse.pool.v1.Replica
+	22, // 28: roundhouse.pool.v1.Pool.created:type_name -> google.protobuf.Timestamp
+	22, // 29: roundhouse.pool.v1.Pool.updated:type_name -> google.protobuf.Timestamp
+	13, // 30: roundhouse.pool.v1.Pool.retiring:type_name -> roundhouse.pool.v1.Replica
+	11, // 31: roundhouse.pool.v1.Pool.reload:type_name -> roundhouse.pool.v1.ReloadStatus
+	1,  // 32: roundhouse.pool.v1.ReloadStatus.phase:type_name -> roundhouse.pool.v1.ReloadPhase
+	13, // 33: roundhouse.pool.v1.ReloadStatus.candidates:type_name -> roundhouse.pool.v1.Replica
+	5,  // 34: roundhouse.pool.v1.Replica.state:type_name -> roundhouse.pool.v1.ReplicaState
+	22, // 35: roundhouse.pool.v1.Replica.started:type_name -> google.protobuf.Timestamp
+	22, // 36: roundhouse.pool.v1.Replica.ready:type_name -> google.protobuf.Timestamp
+	16, // 37: roundhouse.pool.v1.Replica.exit:type_name -> roundhouse.pool.v1.Exit
+	14, // 38: roundhouse.pool.v1.Replica.supervision:type_name -> roundhouse.pool.v1.Supervision
+	15, // 39: roundhouse.pool.v1.Replica.loading:type_name -> roundhouse.pool.v1.LoadProgress
+	22, // 40: roundhouse.pool.v1.Supervision.next_attempt:type_name -> google.protobuf.Timestamp
+	4,  // 41: roundhouse.pool.v1.Supervision.breaker:type_name -> roundhouse.pool.v1.BreakerState
+	20, // 42: roundhouse.pool.v1.LoadProgress.remaining:type_name -> google.protobuf.Duration
+	22, // 43: roundhouse.pool.v1.LoadProgress.still_since:type_name -> google.protobuf.Timestamp
+	23, // 44: roundhouse.pool.v1.Exit.class:type_name -> roundhouse.engine.v1.ExitClass
+	20, // 45: roundhouse.pool.v1.Exit.uptime:type_name -> google.protobuf.Duration
+	22, // 46: roundhouse.pool.v1.Exit.ended:type_name -> google.protobuf.Timestamp
+	24, // 47: roundhouse.pool.v1.Failure.reason:type_name -> roundhouse.engine.v1.Reason
+	22, // 48: roundhouse.pool.v1.Failure.at:type_name -> google.protobuf.Timestamp
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_roundhouse_pool_v1_pool_proto_init() }
@@ -1002,8 +1916,8 @@ func file_roundhouse_pool_v1_pool_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roundhouse_pool_v1_pool_proto_rawDesc), len(file_roundhouse_pool_v1_pool_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   6,
+			NumEnums:      6,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -14,6 +14,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -130,6 +131,67 @@ func (x DrainPhase) Number() protoreflect.EnumNumber {
 // Deprecated: Use DrainPhase.Descriptor instead.
 func (DrainPhase) EnumDescriptor() ([]byte, []int) {
 	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{1}
+}
+
+// ReloadAction is what a reload does.
+type ReloadAction int32
+
+const (
+	// Not set.
+	ReloadAction_RELOAD_ACTION_UNSPECIFIED ReloadAction = 0
+	// Nothing: the pool is that already.
+	ReloadAction_RELOAD_ACTION_NONE ReloadAction = 1
+	// Changes policies and labels; the engines stay.
+	ReloadAction_RELOAD_ACTION_LIVE ReloadAction = 2
+	// Starts new engines and then ends the old ones.
+	ReloadAction_RELOAD_ACTION_MAKE_BEFORE_BREAK ReloadAction = 3
+	// Ends the old engines and then starts new ones.
+	ReloadAction_RELOAD_ACTION_BREAK_BEFORE_MAKE ReloadAction = 4
+)
+
+// Enum value maps for ReloadAction.
+var (
+	ReloadAction_name = map[int32]string{
+		0: "RELOAD_ACTION_UNSPECIFIED",
+		1: "RELOAD_ACTION_NONE",
+		2: "RELOAD_ACTION_LIVE",
+		3: "RELOAD_ACTION_MAKE_BEFORE_BREAK",
+		4: "RELOAD_ACTION_BREAK_BEFORE_MAKE",
+	}
+	ReloadAction_value = map[string]int32{
+		"RELOAD_ACTION_UNSPECIFIED":       0,
+		"RELOAD_ACTION_NONE":              1,
+		"RELOAD_ACTION_LIVE":              2,
+		"RELOAD_ACTION_MAKE_BEFORE_BREAK": 3,
+		"RELOAD_ACTION_BREAK_BEFORE_MAKE": 4,
+	}
+)
+
+func (x ReloadAction) Enum() *ReloadAction {
+	p := new(ReloadAction)
+	*p = x
+	return p
+}
+
+func (x ReloadAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReloadAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_roundhouse_pool_v1_pool_manager_proto_enumTypes[2].Descriptor()
+}
+
+func (ReloadAction) Type() protoreflect.EnumType {
+	return &file_roundhouse_pool_v1_pool_manager_proto_enumTypes[2]
+}
+
+func (x ReloadAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReloadAction.Descriptor instead.
+func (ReloadAction) EnumDescriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{2}
 }
 
 // PreloadRequest asks for a pool.
@@ -690,6 +752,1084 @@ func (x *DrainResult) GetPool() *Pool {
 	return nil
 }
 
+// DrainNodeRequest asks for every pool to be taken out of service.
+type DrainNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long to wait for each pool's requests in flight, at most 24 hours; 0 waits for none. Absent means 30 s.
+	Deadline *durationpb.Duration `protobuf:"bytes,1,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// What to do with requests that are left at the deadline. Unspecified means FORCE.
+	OnDeadline DrainDeadlineAction `protobuf:"varint,2,opt,name=on_deadline,json=onDeadline,proto3,enum=roundhouse.pool.v1.DrainDeadlineAction" json:"on_deadline,omitempty"`
+	// How many pools are drained at once, up to 64. 0 means 8.
+	Parallel      uint32 `protobuf:"varint,3,opt,name=parallel,proto3" json:"parallel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DrainNodeRequest) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *DrainNodeRequest) GetOnDeadline() DrainDeadlineAction {
+	if x != nil {
+		return x.OnDeadline
+	}
+	return DrainDeadlineAction_DRAIN_DEADLINE_ACTION_UNSPECIFIED
+}
+
+func (x *DrainNodeRequest) GetParallel() uint32 {
+	if x != nil {
+		return x.Parallel
+	}
+	return 0
+}
+
+// DrainNodeResponse is the result of one pool, or the sum.
+type DrainNodeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The event or the result.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*DrainNodeResponse_Pool
+	//	*DrainNodeResponse_Result
+	Event         isDrainNodeResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse) Reset() {
+	*x = DrainNodeResponse{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse) ProtoMessage() {}
+
+func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DrainNodeResponse) GetEvent() isDrainNodeResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *DrainNodeResponse) GetPool() *PoolDrained {
+	if x != nil {
+		if x, ok := x.Event.(*DrainNodeResponse_Pool); ok {
+			return x.Pool
+		}
+	}
+	return nil
+}
+
+func (x *DrainNodeResponse) GetResult() *DrainNodeResult {
+	if x != nil {
+		if x, ok := x.Event.(*DrainNodeResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isDrainNodeResponse_Event interface {
+	isDrainNodeResponse_Event()
+}
+
+type DrainNodeResponse_Pool struct {
+	// A pool was drained, or could not be.
+	Pool *PoolDrained `protobuf:"bytes,1,opt,name=pool,proto3,oneof"`
+}
+
+type DrainNodeResponse_Result struct {
+	// The sum, once, as the last message, if all could be drained.
+	Result *DrainNodeResult `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
+}
+
+func (*DrainNodeResponse_Pool) isDrainNodeResponse_Event() {}
+
+func (*DrainNodeResponse_Result) isDrainNodeResponse_Event() {}
+
+// PoolDrained is how the drain of one pool ended.
+type PoolDrained struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pool's id.
+	PoolId string `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
+	// How it ended; absent if it failed.
+	Result *DrainResult `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"`
+	// Why it failed; absent if it did not.
+	Failure       *Failure `protobuf:"bytes,3,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolDrained) Reset() {
+	*x = PoolDrained{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolDrained) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolDrained) ProtoMessage() {}
+
+func (x *PoolDrained) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolDrained.ProtoReflect.Descriptor instead.
+func (*PoolDrained) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PoolDrained) GetPoolId() string {
+	if x != nil {
+		return x.PoolId
+	}
+	return ""
+}
+
+func (x *PoolDrained) GetResult() *DrainResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *PoolDrained) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+// DrainNodeResult is how the drain of a node ended.
+type DrainNodeResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Pools that were drained, those without an engine included.
+	Pools uint32 `protobuf:"varint,1,opt,name=pools,proto3" json:"pools,omitempty"`
+	// Requests that were in flight when engines were stopped.
+	RequestsCut uint32 `protobuf:"varint,2,opt,name=requests_cut,json=requestsCut,proto3" json:"requests_cut,omitempty"`
+	// Pools that gave up at the deadline and serve on.
+	GaveUp uint32 `protobuf:"varint,3,opt,name=gave_up,json=gaveUp,proto3" json:"gave_up,omitempty"`
+	// From the call to the last process being gone.
+	Duration      *durationpb.Duration `protobuf:"bytes,4,opt,name=duration,proto3" json:"duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResult) Reset() {
+	*x = DrainNodeResult{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResult) ProtoMessage() {}
+
+func (x *DrainNodeResult) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResult.ProtoReflect.Descriptor instead.
+func (*DrainNodeResult) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DrainNodeResult) GetPools() uint32 {
+	if x != nil {
+		return x.Pools
+	}
+	return 0
+}
+
+func (x *DrainNodeResult) GetRequestsCut() uint32 {
+	if x != nil {
+		return x.RequestsCut
+	}
+	return 0
+}
+
+func (x *DrainNodeResult) GetGaveUp() uint32 {
+	if x != nil {
+		return x.GaveUp
+	}
+	return 0
+}
+
+func (x *DrainNodeResult) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+// ReloadRequest asks for a pool to become another.
+type ReloadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it should be. Its pool id names the pool.
+	Spec *PoolSpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	// What the new engines must prove besides readiness and identity.
+	Proof *ReloadProof `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	// Ends the old engines before the new ones are started: for a fixed port, or where memory does not allow both. The pool
+	// serves nobody meanwhile. Without it a change that cannot be made otherwise is refused with OUTAGE_NOT_ACCEPTED.
+	AcceptOutage bool `protobuf:"varint,3,opt,name=accept_outage,json=acceptOutage,proto3" json:"accept_outage,omitempty"`
+	// How long the old engines' requests in flight are waited for, at most 24 hours; 0 waits for none. Absent means 30 s. Those
+	// left then are cut and counted.
+	DrainDeadline *durationpb.Duration `protobuf:"bytes,4,opt,name=drain_deadline,json=drainDeadline,proto3" json:"drain_deadline,omitempty"`
+	// Only says what would be done.
+	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadRequest) Reset() {
+	*x = ReloadRequest{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadRequest) ProtoMessage() {}
+
+func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
+func (*ReloadRequest) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ReloadRequest) GetSpec() *PoolSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ReloadRequest) GetProof() *ReloadProof {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+func (x *ReloadRequest) GetAcceptOutage() bool {
+	if x != nil {
+		return x.AcceptOutage
+	}
+	return false
+}
+
+func (x *ReloadRequest) GetDrainDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.DrainDeadline
+	}
+	return nil
+}
+
+func (x *ReloadRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// ReloadProof is what new engines must prove before they serve.
+type ReloadProof struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A text that each new engine has to complete; empty asks for none.
+	Prompt string `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
+	// Tokens to answer with. 0 means 16.
+	MaxTokens uint32 `protobuf:"varint,2,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
+	// Text that the answer has to hold; empty means any answer that has text.
+	Contains string `protobuf:"bytes,3,opt,name=contains,proto3" json:"contains,omitempty"`
+	// Tokens a second that the answer has to come with, prompt included; 0 means any.
+	MinTokensPerSecond float64 `protobuf:"fixed64,4,opt,name=min_tokens_per_second,json=minTokensPerSecond,proto3" json:"min_tokens_per_second,omitempty"`
+	// How long the answer may take, at most 1 hour. Absent means 60 s.
+	Timeout       *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadProof) Reset() {
+	*x = ReloadProof{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadProof) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadProof) ProtoMessage() {}
+
+func (x *ReloadProof) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadProof.ProtoReflect.Descriptor instead.
+func (*ReloadProof) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReloadProof) GetPrompt() string {
+	if x != nil {
+		return x.Prompt
+	}
+	return ""
+}
+
+func (x *ReloadProof) GetMaxTokens() uint32 {
+	if x != nil {
+		return x.MaxTokens
+	}
+	return 0
+}
+
+func (x *ReloadProof) GetContains() string {
+	if x != nil {
+		return x.Contains
+	}
+	return ""
+}
+
+func (x *ReloadProof) GetMinTokensPerSecond() float64 {
+	if x != nil {
+		return x.MinTokensPerSecond
+	}
+	return 0
+}
+
+func (x *ReloadProof) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+// ReloadResponse is an event, or the result.
+type ReloadResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The event or the result.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ReloadResponse_Phase
+	//	*ReloadResponse_Progress
+	//	*ReloadResponse_Draining
+	//	*ReloadResponse_Result
+	Event         isReloadResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadResponse) Reset() {
+	*x = ReloadResponse{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadResponse) ProtoMessage() {}
+
+func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
+func (*ReloadResponse) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ReloadResponse) GetEvent() isReloadResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ReloadResponse) GetPhase() ReloadPhase {
+	if x != nil {
+		if x, ok := x.Event.(*ReloadResponse_Phase); ok {
+			return x.Phase
+		}
+	}
+	return ReloadPhase_RELOAD_PHASE_UNSPECIFIED
+}
+
+func (x *ReloadResponse) GetProgress() *v1.Progress {
+	if x != nil {
+		if x, ok := x.Event.(*ReloadResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ReloadResponse) GetDraining() *DrainProgress {
+	if x != nil {
+		if x, ok := x.Event.(*ReloadResponse_Draining); ok {
+			return x.Draining
+		}
+	}
+	return nil
+}
+
+func (x *ReloadResponse) GetResult() *ReloadResult {
+	if x != nil {
+		if x, ok := x.Event.(*ReloadResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isReloadResponse_Event interface {
+	isReloadResponse_Event()
+}
+
+type ReloadResponse_Phase struct {
+	// A phase began.
+	Phase ReloadPhase `protobuf:"varint,1,opt,name=phase,proto3,enum=roundhouse.pool.v1.ReloadPhase,oneof"`
+}
+
+type ReloadResponse_Progress struct {
+	// The provisioner's work went on.
+	Progress *v1.Progress `protobuf:"bytes,2,opt,name=progress,proto3,oneof"`
+}
+
+type ReloadResponse_Draining struct {
+	// The old engines' drain went on.
+	Draining *DrainProgress `protobuf:"bytes,3,opt,name=draining,proto3,oneof"`
+}
+
+type ReloadResponse_Result struct {
+	// The result, once, as the last message.
+	Result *ReloadResult `protobuf:"bytes,4,opt,name=result,proto3,oneof"`
+}
+
+func (*ReloadResponse_Phase) isReloadResponse_Event() {}
+
+func (*ReloadResponse_Progress) isReloadResponse_Event() {}
+
+func (*ReloadResponse_Draining) isReloadResponse_Event() {}
+
+func (*ReloadResponse_Result) isReloadResponse_Event() {}
+
+// ReloadResult is how a reload ended.
+type ReloadResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was changed, or would be.
+	Action ReloadAction `protobuf:"varint,1,opt,name=action,proto3,enum=roundhouse.pool.v1.ReloadAction" json:"action,omitempty"`
+	// Fields of the spec that differ and need new engines, such as prepare.model.uri.
+	RestartFields []string `protobuf:"bytes,2,rep,name=restart_fields,json=restartFields,proto3" json:"restart_fields,omitempty"`
+	// Fields of the spec that differ and do not.
+	LiveFields []string `protobuf:"bytes,3,rep,name=live_fields,json=liveFields,proto3" json:"live_fields,omitempty"`
+	// How long nobody could be sent a request; 0 unless an outage was accepted.
+	Outage *durationpb.Duration `protobuf:"bytes,4,opt,name=outage,proto3" json:"outage,omitempty"`
+	// Requests of the old engines that were cut at the drain's deadline.
+	RequestsCut uint32 `protobuf:"varint,5,opt,name=requests_cut,json=requestsCut,proto3" json:"requests_cut,omitempty"`
+	// From the call to the end of the old engines.
+	Duration *durationpb.Duration `protobuf:"bytes,6,opt,name=duration,proto3" json:"duration,omitempty"`
+	// The pool as it is now.
+	Pool          *Pool `protobuf:"bytes,7,opt,name=pool,proto3" json:"pool,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadResult) Reset() {
+	*x = ReloadResult{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadResult) ProtoMessage() {}
+
+func (x *ReloadResult) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadResult.ProtoReflect.Descriptor instead.
+func (*ReloadResult) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReloadResult) GetAction() ReloadAction {
+	if x != nil {
+		return x.Action
+	}
+	return ReloadAction_RELOAD_ACTION_UNSPECIFIED
+}
+
+func (x *ReloadResult) GetRestartFields() []string {
+	if x != nil {
+		return x.RestartFields
+	}
+	return nil
+}
+
+func (x *ReloadResult) GetLiveFields() []string {
+	if x != nil {
+		return x.LiveFields
+	}
+	return nil
+}
+
+func (x *ReloadResult) GetOutage() *durationpb.Duration {
+	if x != nil {
+		return x.Outage
+	}
+	return nil
+}
+
+func (x *ReloadResult) GetRequestsCut() uint32 {
+	if x != nil {
+		return x.RequestsCut
+	}
+	return 0
+}
+
+func (x *ReloadResult) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *ReloadResult) GetPool() *Pool {
+	if x != nil {
+		return x.Pool
+	}
+	return nil
+}
+
+// CancelReloadRequest names a pool.
+type CancelReloadRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pool's id.
+	PoolId        string `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelReloadRequest) Reset() {
+	*x = CancelReloadRequest{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelReloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelReloadRequest) ProtoMessage() {}
+
+func (x *CancelReloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelReloadRequest.ProtoReflect.Descriptor instead.
+func (*CancelReloadRequest) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CancelReloadRequest) GetPoolId() string {
+	if x != nil {
+		return x.PoolId
+	}
+	return ""
+}
+
+// CancelReloadResponse is what was done.
+type CancelReloadResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// True if a Reload was under way and is undone; false if there was none, or the new engines had taken over.
+	Cancelled     bool `protobuf:"varint,1,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelReloadResponse) Reset() {
+	*x = CancelReloadResponse{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelReloadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelReloadResponse) ProtoMessage() {}
+
+func (x *CancelReloadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelReloadResponse.ProtoReflect.Descriptor instead.
+func (*CancelReloadResponse) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *CancelReloadResponse) GetCancelled() bool {
+	if x != nil {
+		return x.Cancelled
+	}
+	return false
+}
+
+// ListStartsRequest names a pool.
+type ListStartsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pool's id.
+	PoolId        string `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStartsRequest) Reset() {
+	*x = ListStartsRequest{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStartsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStartsRequest) ProtoMessage() {}
+
+func (x *ListStartsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStartsRequest.ProtoReflect.Descriptor instead.
+func (*ListStartsRequest) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListStartsRequest) GetPoolId() string {
+	if x != nil {
+		return x.PoolId
+	}
+	return ""
+}
+
+// ListStartsResponse has the starts, newest first.
+type ListStartsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The starts whose engine is gone.
+	Starts        []*Start `protobuf:"bytes,1,rep,name=starts,proto3" json:"starts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStartsResponse) Reset() {
+	*x = ListStartsResponse{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStartsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStartsResponse) ProtoMessage() {}
+
+func (x *ListStartsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStartsResponse.ProtoReflect.Descriptor instead.
+func (*ListStartsResponse) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListStartsResponse) GetStarts() []*Start {
+	if x != nil {
+		return x.Starts
+	}
+	return nil
+}
+
+// Start is how one start of an engine ended.
+type Start struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The replica.
+	ReplicaId string `protobuf:"bytes,1,opt,name=replica_id,json=replicaId,proto3" json:"replica_id,omitempty"`
+	// Which start of it.
+	Generation uint64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// What was started.
+	PreparedId string `protobuf:"bytes,3,opt,name=prepared_id,json=preparedId,proto3" json:"prepared_id,omitempty"`
+	// Process id; 0 if no process was made, or it was not known.
+	Pid int32 `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
+	// When the process was made, or was to be.
+	Started *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=started,proto3" json:"started,omitempty"`
+	// When it got READY; absent if it never did.
+	Ready *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=ready,proto3" json:"ready,omitempty"`
+	// How it ended.
+	Exit *Exit `protobuf:"bytes,7,opt,name=exit,proto3" json:"exit,omitempty"`
+	// Why it was started: "preload", "restart", "reload", "restore" and the like.
+	StartedBy string `protobuf:"bytes,8,opt,name=started_by,json=startedBy,proto3" json:"started_by,omitempty"`
+	// Why it was ended, if we did: "drain", "reload", "stalled" and the like; empty if it ended by itself.
+	EndedBy string `protobuf:"bytes,9,opt,name=ended_by,json=endedBy,proto3" json:"ended_by,omitempty"`
+	// Why it failed, in words, if it never got READY.
+	Error         string `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Start) Reset() {
+	*x = Start{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Start) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Start) ProtoMessage() {}
+
+func (x *Start) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Start.ProtoReflect.Descriptor instead.
+func (*Start) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Start) GetReplicaId() string {
+	if x != nil {
+		return x.ReplicaId
+	}
+	return ""
+}
+
+func (x *Start) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Start) GetPreparedId() string {
+	if x != nil {
+		return x.PreparedId
+	}
+	return ""
+}
+
+func (x *Start) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Start) GetStarted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *Start) GetReady() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ready
+	}
+	return nil
+}
+
+func (x *Start) GetExit() *Exit {
+	if x != nil {
+		return x.Exit
+	}
+	return nil
+}
+
+func (x *Start) GetStartedBy() string {
+	if x != nil {
+		return x.StartedBy
+	}
+	return ""
+}
+
+func (x *Start) GetEndedBy() string {
+	if x != nil {
+		return x.EndedBy
+	}
+	return ""
+}
+
+func (x *Start) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// ResetBreakerRequest names a pool.
+type ResetBreakerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pool's id.
+	PoolId        string `protobuf:"bytes,1,opt,name=pool_id,json=poolId,proto3" json:"pool_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetBreakerRequest) Reset() {
+	*x = ResetBreakerRequest{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetBreakerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetBreakerRequest) ProtoMessage() {}
+
+func (x *ResetBreakerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetBreakerRequest.ProtoReflect.Descriptor instead.
+func (*ResetBreakerRequest) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ResetBreakerRequest) GetPoolId() string {
+	if x != nil {
+		return x.PoolId
+	}
+	return ""
+}
+
+// ResetBreakerResponse is what was done.
+type ResetBreakerResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Replicas that are being started because of it.
+	Replicas      uint32 `protobuf:"varint,1,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResetBreakerResponse) Reset() {
+	*x = ResetBreakerResponse{}
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResetBreakerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResetBreakerResponse) ProtoMessage() {}
+
+func (x *ResetBreakerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResetBreakerResponse.ProtoReflect.Descriptor instead.
+func (*ResetBreakerResponse) Descriptor() ([]byte, []int) {
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ResetBreakerResponse) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
 // WatchRequest asks for the pools and their changes.
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -703,7 +1843,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[8]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +1855,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[8]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +1868,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{8}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WatchRequest) GetResumeToken() string {
@@ -766,7 +1906,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[9]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +1918,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[9]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +1931,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{9}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchResponse) GetResumeToken() string {
@@ -903,7 +2043,7 @@ type Deleted struct {
 
 func (x *Deleted) Reset() {
 	*x = Deleted{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[10]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +2055,7 @@ func (x *Deleted) String() string {
 func (*Deleted) ProtoMessage() {}
 
 func (x *Deleted) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[10]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +2068,7 @@ func (x *Deleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deleted.ProtoReflect.Descriptor instead.
 func (*Deleted) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{10}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Deleted) GetPoolId() string {
@@ -947,7 +2087,7 @@ type Synced struct {
 
 func (x *Synced) Reset() {
 	*x = Synced{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[11]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +2099,7 @@ func (x *Synced) String() string {
 func (*Synced) ProtoMessage() {}
 
 func (x *Synced) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[11]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +2112,7 @@ func (x *Synced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Synced.ProtoReflect.Descriptor instead.
 func (*Synced) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{11}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{26}
 }
 
 // Reset marks that the reader's state is worthless.
@@ -984,7 +2124,7 @@ type Reset struct {
 
 func (x *Reset) Reset() {
 	*x = Reset{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[12]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +2136,7 @@ func (x *Reset) String() string {
 func (*Reset) ProtoMessage() {}
 
 func (x *Reset) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[12]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +2149,7 @@ func (x *Reset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reset.ProtoReflect.Descriptor instead.
 func (*Reset) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{12}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{27}
 }
 
 // Heartbeat marks that the stream lives.
@@ -1021,7 +2161,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[13]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +2173,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[13]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +2186,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{13}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{28}
 }
 
 // GetPoolRequest names a pool.
@@ -1060,7 +2200,7 @@ type GetPoolRequest struct {
 
 func (x *GetPoolRequest) Reset() {
 	*x = GetPoolRequest{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[14]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +2212,7 @@ func (x *GetPoolRequest) String() string {
 func (*GetPoolRequest) ProtoMessage() {}
 
 func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[14]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +2225,7 @@ func (x *GetPoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolRequest.ProtoReflect.Descriptor instead.
 func (*GetPoolRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{14}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetPoolRequest) GetPoolId() string {
@@ -1106,7 +2246,7 @@ type GetPoolResponse struct {
 
 func (x *GetPoolResponse) Reset() {
 	*x = GetPoolResponse{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[15]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +2258,7 @@ func (x *GetPoolResponse) String() string {
 func (*GetPoolResponse) ProtoMessage() {}
 
 func (x *GetPoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[15]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +2271,7 @@ func (x *GetPoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPoolResponse.ProtoReflect.Descriptor instead.
 func (*GetPoolResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{15}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetPoolResponse) GetPool() *Pool {
@@ -1156,7 +2296,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[16]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +2308,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[16]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +2321,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{16}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListPoolsRequest) GetPageSize() uint32 {
@@ -1218,7 +2358,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[17]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +2370,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[17]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +2383,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{17}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -1271,7 +2411,7 @@ type DeletePoolRequest struct {
 
 func (x *DeletePoolRequest) Reset() {
 	*x = DeletePoolRequest{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[18]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +2423,7 @@ func (x *DeletePoolRequest) String() string {
 func (*DeletePoolRequest) ProtoMessage() {}
 
 func (x *DeletePoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[18]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +2436,7 @@ func (x *DeletePoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePoolRequest.ProtoReflect.Descriptor instead.
 func (*DeletePoolRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{18}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeletePoolRequest) GetPoolId() string {
@@ -1315,7 +2455,7 @@ type DeletePoolResponse struct {
 
 func (x *DeletePoolResponse) Reset() {
 	*x = DeletePoolResponse{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[19]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +2467,7 @@ func (x *DeletePoolResponse) String() string {
 func (*DeletePoolResponse) ProtoMessage() {}
 
 func (x *DeletePoolResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[19]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +2480,7 @@ func (x *DeletePoolResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePoolResponse.ProtoReflect.Descriptor instead.
 func (*DeletePoolResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{19}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{34}
 }
 
 // LogsRequest asks for the output of one replica.
@@ -1365,7 +2505,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[20]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +2517,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[20]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +2530,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{20}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LogsRequest) GetPoolId() string {
@@ -1474,7 +2614,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[21]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +2626,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[21]
+	mi := &file_roundhouse_pool_v1_pool_manager_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +2639,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{21}
+	return file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LogsResponse) GetOffset() int64 {
@@ -1534,7 +2674,7 @@ var File_roundhouse_pool_v1_pool_manager_proto protoreflect.FileDescriptor
 
 const file_roundhouse_pool_v1_pool_manager_proto_rawDesc = "" +
 	"\n" +
-	"%roundhouse/pool/v1/pool_manager.proto\x12\x12roundhouse.pool.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a#roundhouse/engine/v1/progress.proto\x1a\x1droundhouse/pool/v1/pool.proto\"s\n" +
+	"%roundhouse/pool/v1/pool_manager.proto\x12\x12roundhouse.pool.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#roundhouse/engine/v1/progress.proto\x1a\x1droundhouse/pool/v1/pool.proto\"s\n" +
 	"\x0ePreloadRequest\x128\n" +
 	"\x04spec\x18\x01 \x01(\v2\x1c.roundhouse.pool.v1.PoolSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12'\n" +
 	"\n" +
@@ -1569,7 +2709,83 @@ const file_roundhouse_pool_v1_pool_manager_proto_rawDesc = "" +
 	"\frequests_cut\x18\x03 \x01(\rR\vrequestsCut\x125\n" +
 	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x16\n" +
 	"\x06killed\x18\x05 \x01(\bR\x06killed\x12,\n" +
-	"\x04pool\x18\x06 \x01(\v2\x18.roundhouse.pool.v1.PoolR\x04pool\"\x8a\x01\n" +
+	"\x04pool\x18\x06 \x01(\v2\x18.roundhouse.pool.v1.PoolR\x04pool\"\xd2\x01\n" +
+	"\x10DrainNodeRequest\x12E\n" +
+	"\bdeadline\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\bdeadline\x12R\n" +
+	"\von_deadline\x18\x02 \x01(\x0e2'.roundhouse.pool.v1.DrainDeadlineActionB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
+	"onDeadline\x12#\n" +
+	"\bparallel\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18@R\bparallel\"\x92\x01\n" +
+	"\x11DrainNodeResponse\x125\n" +
+	"\x04pool\x18\x01 \x01(\v2\x1f.roundhouse.pool.v1.PoolDrainedH\x00R\x04pool\x12=\n" +
+	"\x06result\x18\x02 \x01(\v2#.roundhouse.pool.v1.DrainNodeResultH\x00R\x06resultB\a\n" +
+	"\x05event\"\x96\x01\n" +
+	"\vPoolDrained\x12\x17\n" +
+	"\apool_id\x18\x01 \x01(\tR\x06poolId\x127\n" +
+	"\x06result\x18\x02 \x01(\v2\x1f.roundhouse.pool.v1.DrainResultR\x06result\x125\n" +
+	"\afailure\x18\x03 \x01(\v2\x1b.roundhouse.pool.v1.FailureR\afailure\"\x9a\x01\n" +
+	"\x0fDrainNodeResult\x12\x14\n" +
+	"\x05pools\x18\x01 \x01(\rR\x05pools\x12!\n" +
+	"\frequests_cut\x18\x02 \x01(\rR\vrequestsCut\x12\x17\n" +
+	"\agave_up\x18\x03 \x01(\rR\x06gaveUp\x125\n" +
+	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bduration\"\x90\x02\n" +
+	"\rReloadRequest\x128\n" +
+	"\x04spec\x18\x01 \x01(\v2\x1c.roundhouse.pool.v1.PoolSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x125\n" +
+	"\x05proof\x18\x02 \x01(\v2\x1f.roundhouse.pool.v1.ReloadProofR\x05proof\x12#\n" +
+	"\raccept_outage\x18\x03 \x01(\bR\facceptOutage\x12P\n" +
+	"\x0edrain_deadline\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\rdrainDeadline\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\x89\x02\n" +
+	"\vReloadProof\x12!\n" +
+	"\x06prompt\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x06prompt\x12'\n" +
+	"\n" +
+	"max_tokens\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\x80 R\tmaxTokens\x12%\n" +
+	"\bcontains\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\bcontains\x12C\n" +
+	"\x15min_tokens_per_second\x18\x04 \x01(\x01B\x10\xbaH\r\x12\v@\x01)\x00\x00\x00\x00\x00\x00\x00\x00R\x12minTokensPerSecond\x12B\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\atimeout\"\x8d\x02\n" +
+	"\x0eReloadResponse\x127\n" +
+	"\x05phase\x18\x01 \x01(\x0e2\x1f.roundhouse.pool.v1.ReloadPhaseH\x00R\x05phase\x12<\n" +
+	"\bprogress\x18\x02 \x01(\v2\x1e.roundhouse.engine.v1.ProgressH\x00R\bprogress\x12?\n" +
+	"\bdraining\x18\x03 \x01(\v2!.roundhouse.pool.v1.DrainProgressH\x00R\bdraining\x12:\n" +
+	"\x06result\x18\x04 \x01(\v2 .roundhouse.pool.v1.ReloadResultH\x00R\x06resultB\a\n" +
+	"\x05event\"\xcb\x02\n" +
+	"\fReloadResult\x128\n" +
+	"\x06action\x18\x01 \x01(\x0e2 .roundhouse.pool.v1.ReloadActionR\x06action\x12%\n" +
+	"\x0erestart_fields\x18\x02 \x03(\tR\rrestartFields\x12\x1f\n" +
+	"\vlive_fields\x18\x03 \x03(\tR\n" +
+	"liveFields\x121\n" +
+	"\x06outage\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06outage\x12!\n" +
+	"\frequests_cut\x18\x05 \x01(\rR\vrequestsCut\x125\n" +
+	"\bduration\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12,\n" +
+	"\x04pool\x18\a \x01(\v2\x18.roundhouse.pool.v1.PoolR\x04pool\"X\n" +
+	"\x13CancelReloadRequest\x12A\n" +
+	"\apool_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x06poolId\"4\n" +
+	"\x14CancelReloadResponse\x12\x1c\n" +
+	"\tcancelled\x18\x01 \x01(\bR\tcancelled\"V\n" +
+	"\x11ListStartsRequest\x12A\n" +
+	"\apool_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x06poolId\"G\n" +
+	"\x12ListStartsResponse\x121\n" +
+	"\x06starts\x18\x01 \x03(\v2\x19.roundhouse.pool.v1.StartR\x06starts\"\xdf\x02\n" +
+	"\x05Start\x12\x1d\n" +
+	"\n" +
+	"replica_id\x18\x01 \x01(\tR\treplicaId\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x04R\n" +
+	"generation\x12\x1f\n" +
+	"\vprepared_id\x18\x03 \x01(\tR\n" +
+	"preparedId\x12\x10\n" +
+	"\x03pid\x18\x04 \x01(\x05R\x03pid\x124\n" +
+	"\astarted\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x120\n" +
+	"\x05ready\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05ready\x12,\n" +
+	"\x04exit\x18\a \x01(\v2\x18.roundhouse.pool.v1.ExitR\x04exit\x12\x1d\n" +
+	"\n" +
+	"started_by\x18\b \x01(\tR\tstartedBy\x12\x19\n" +
+	"\bended_by\x18\t \x01(\tR\aendedBy\x12\x14\n" +
+	"\x05error\x18\n" +
+	" \x01(\tR\x05error\"X\n" +
+	"\x13ResetBreakerRequest\x12A\n" +
+	"\apool_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x06poolId\"2\n" +
+	"\x14ResetBreakerResponse\x12\x1a\n" +
+	"\breplicas\x18\x01 \x01(\rR\breplicas\"\x8a\x01\n" +
 	"\fWatchRequest\x12+\n" +
 	"\fresume_token\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vresumeToken\x12M\n" +
 	"\bpool_ids\x18\x02 \x03(\tB2\xbaH/\x92\x01,\x10\xe8\a\x18\x01\"%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\apoolIds\"\xd0\x02\n" +
@@ -1624,11 +2840,23 @@ const file_roundhouse_pool_v1_pool_manager_proto_rawDesc = "" +
 	"DrainPhase\x12\x1b\n" +
 	"\x17DRAIN_PHASE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13DRAIN_PHASE_WAITING\x10\x01\x12\x18\n" +
-	"\x14DRAIN_PHASE_STOPPING\x10\x022\xc8\x05\n" +
+	"\x14DRAIN_PHASE_STOPPING\x10\x02*\xa7\x01\n" +
+	"\fReloadAction\x12\x1d\n" +
+	"\x19RELOAD_ACTION_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12RELOAD_ACTION_NONE\x10\x01\x12\x16\n" +
+	"\x12RELOAD_ACTION_LIVE\x10\x02\x12#\n" +
+	"\x1fRELOAD_ACTION_MAKE_BEFORE_BREAK\x10\x03\x12#\n" +
+	"\x1fRELOAD_ACTION_BREAK_BEFORE_MAKE\x10\x042\x9a\t\n" +
 	"\x12PoolManagerService\x12T\n" +
 	"\aPreload\x12\".roundhouse.pool.v1.PreloadRequest\x1a#.roundhouse.pool.v1.PreloadResponse0\x01\x12d\n" +
 	"\rCancelPreload\x12(.roundhouse.pool.v1.CancelPreloadRequest\x1a).roundhouse.pool.v1.CancelPreloadResponse\x12N\n" +
-	"\x05Drain\x12 .roundhouse.pool.v1.DrainRequest\x1a!.roundhouse.pool.v1.DrainResponse0\x01\x12N\n" +
+	"\x05Drain\x12 .roundhouse.pool.v1.DrainRequest\x1a!.roundhouse.pool.v1.DrainResponse0\x01\x12Z\n" +
+	"\tDrainNode\x12$.roundhouse.pool.v1.DrainNodeRequest\x1a%.roundhouse.pool.v1.DrainNodeResponse0\x01\x12Q\n" +
+	"\x06Reload\x12!.roundhouse.pool.v1.ReloadRequest\x1a\".roundhouse.pool.v1.ReloadResponse0\x01\x12a\n" +
+	"\fCancelReload\x12'.roundhouse.pool.v1.CancelReloadRequest\x1a(.roundhouse.pool.v1.CancelReloadResponse\x12[\n" +
+	"\n" +
+	"ListStarts\x12%.roundhouse.pool.v1.ListStartsRequest\x1a&.roundhouse.pool.v1.ListStartsResponse\x12a\n" +
+	"\fResetBreaker\x12'.roundhouse.pool.v1.ResetBreakerRequest\x1a(.roundhouse.pool.v1.ResetBreakerResponse\x12N\n" +
 	"\x05Watch\x12 .roundhouse.pool.v1.WatchRequest\x1a!.roundhouse.pool.v1.WatchResponse0\x01\x12R\n" +
 	"\aGetPool\x12\".roundhouse.pool.v1.GetPoolRequest\x1a#.roundhouse.pool.v1.GetPoolResponse\x12X\n" +
 	"\tListPools\x12$.roundhouse.pool.v1.ListPoolsRequest\x1a%.roundhouse.pool.v1.ListPoolsResponse\x12[\n" +
@@ -1649,82 +2877,135 @@ func file_roundhouse_pool_v1_pool_manager_proto_rawDescGZIP() []byte {
 	return file_roundhouse_pool_v1_pool_manager_proto_rawDescData
 }
 
-var file_roundhouse_pool_v1_pool_manager_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_roundhouse_pool_v1_pool_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_roundhouse_pool_v1_pool_manager_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_roundhouse_pool_v1_pool_manager_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_roundhouse_pool_v1_pool_manager_proto_goTypes = []any{
 	(DrainDeadlineAction)(0),      // 0: roundhouse.pool.v1.DrainDeadlineAction
 	(DrainPhase)(0),               // 1: roundhouse.pool.v1.DrainPhase
-	(*PreloadRequest)(nil),        // 2: roundhouse.pool.v1.PreloadRequest
-	(*PreloadResponse)(nil),       // 3: roundhouse.pool.v1.PreloadResponse
-	(*CancelPreloadRequest)(nil),  // 4: roundhouse.pool.v1.CancelPreloadRequest
-	(*CancelPreloadResponse)(nil), // 5: roundhouse.pool.v1.CancelPreloadResponse
-	(*DrainRequest)(nil),          // 6: roundhouse.pool.v1.DrainRequest
-	(*DrainResponse)(nil),         // 7: roundhouse.pool.v1.DrainResponse
-	(*DrainProgress)(nil),         // 8: roundhouse.pool.v1.DrainProgress
-	(*DrainResult)(nil),           // 9: roundhouse.pool.v1.DrainResult
-	(*WatchRequest)(nil),          // 10: roundhouse.pool.v1.WatchRequest
-	(*WatchResponse)(nil),         // 11: roundhouse.pool.v1.WatchResponse
-	(*Deleted)(nil),               // 12: roundhouse.pool.v1.Deleted
-	(*Synced)(nil),                // 13: roundhouse.pool.v1.Synced
-	(*Reset)(nil),                 // 14: roundhouse.pool.v1.Reset
-	(*Heartbeat)(nil),             // 15: roundhouse.pool.v1.Heartbeat
-	(*GetPoolRequest)(nil),        // 16: roundhouse.pool.v1.GetPoolRequest
-	(*GetPoolResponse)(nil),       // 17: roundhouse.pool.v1.GetPoolResponse
-	(*ListPoolsRequest)(nil),      // 18: roundhouse.pool.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),     // 19: roundhouse.pool.v1.ListPoolsResponse
-	(*DeletePoolRequest)(nil),     // 20: roundhouse.pool.v1.DeletePoolRequest
-	(*DeletePoolResponse)(nil),    // 21: roundhouse.pool.v1.DeletePoolResponse
-	(*LogsRequest)(nil),           // 22: roundhouse.pool.v1.LogsRequest
-	(*LogsResponse)(nil),          // 23: roundhouse.pool.v1.LogsResponse
-	(*PoolSpec)(nil),              // 24: roundhouse.pool.v1.PoolSpec
-	(LoadPhase)(0),                // 25: roundhouse.pool.v1.LoadPhase
-	(*v1.Progress)(nil),           // 26: roundhouse.engine.v1.Progress
-	(*Pool)(nil),                  // 27: roundhouse.pool.v1.Pool
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(PoolState)(0),                // 29: roundhouse.pool.v1.PoolState
+	(ReloadAction)(0),             // 2: roundhouse.pool.v1.ReloadAction
+	(*PreloadRequest)(nil),        // 3: roundhouse.pool.v1.PreloadRequest
+	(*PreloadResponse)(nil),       // 4: roundhouse.pool.v1.PreloadResponse
+	(*CancelPreloadRequest)(nil),  // 5: roundhouse.pool.v1.CancelPreloadRequest
+	(*CancelPreloadResponse)(nil), // 6: roundhouse.pool.v1.CancelPreloadResponse
+	(*DrainRequest)(nil),          // 7: roundhouse.pool.v1.DrainRequest
+	(*DrainResponse)(nil),         // 8: roundhouse.pool.v1.DrainResponse
+	(*DrainProgress)(nil),         // 9: roundhouse.pool.v1.DrainProgress
+	(*DrainResult)(nil),           // 10: roundhouse.pool.v1.DrainResult
+	(*DrainNodeRequest)(nil),      // 11: roundhouse.pool.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),     // 12: roundhouse.pool.v1.DrainNodeResponse
+	(*PoolDrained)(nil),           // 13: roundhouse.pool.v1.PoolDrained
+	(*DrainNodeResult)(nil),       // 14: roundhouse.pool.v1.DrainNodeResult
+	(*ReloadRequest)(nil),         // 15: roundhouse.pool.v1.ReloadRequest
+	(*ReloadProof)(nil),           // 16: roundhouse.pool.v1.ReloadProof
+	(*ReloadResponse)(nil),        // 17: roundhouse.pool.v1.ReloadResponse
+	(*ReloadResult)(nil),          // 18: roundhouse.pool.v1.ReloadResult
+	(*CancelReloadRequest)(nil),   // 19: roundhouse.pool.v1.CancelReloadRequest
+	(*CancelReloadResponse)(nil),  // 20: roundhouse.pool.v1.CancelReloadResponse
+	(*ListStartsRequest)(nil),     // 21: roundhouse.pool.v1.ListStartsRequest
+	(*ListStartsResponse)(nil),    // 22: roundhouse.pool.v1.ListStartsResponse
+	(*Start)(nil),                 // 23: roundhouse.pool.v1.Start
+	(*ResetBreakerRequest)(nil),   // 24: roundhouse.pool.v1.ResetBreakerRequest
+	(*ResetBreakerResponse)(nil),  // 25: roundhouse.pool.v1.ResetBreakerResponse
+	(*WatchRequest)(nil),          // 26: roundhouse.pool.v1.WatchRequest
+	(*WatchResponse)(nil),         // 27: roundhouse.pool.v1.WatchResponse
+	(*Deleted)(nil),               // 28: roundhouse.pool.v1.Deleted
+	(*Synced)(nil),                // 29: roundhouse.pool.v1.Synced
+	(*Reset)(nil),                 // 30: roundhouse.pool.v1.Reset
+	(*Heartbeat)(nil),             // 31: roundhouse.pool.v1.Heartbeat
+	(*GetPoolRequest)(nil),        // 32: roundhouse.pool.v1.GetPoolRequest
+	(*GetPoolResponse)(nil),       // 33: roundhouse.pool.v1.GetPoolResponse
+	(*ListPoolsRequest)(nil),      // 34: roundhouse.pool.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),     // 35: roundhouse.pool.v1.ListPoolsResponse
+	(*DeletePoolRequest)(nil),     // 36: roundhouse.pool.v1.DeletePoolRequest
+	(*DeletePoolResponse)(nil),    // 37: roundhouse.pool.v1.DeletePoolResponse
+	(*LogsRequest)(nil),           // 38: roundhouse.pool.v1.LogsRequest
+	(*LogsResponse)(nil),          // 39: roundhouse.pool.v1.LogsResponse
+	(*PoolSpec)(nil),              // 40: roundhouse.pool.v1.PoolSpec
+	(LoadPhase)(0),                // 41: roundhouse.pool.v1.LoadPhase
+	(*v1.Progress)(nil),           // 42: roundhouse.engine.v1.Progress
+	(*Pool)(nil),                  // 43: roundhouse.pool.v1.Pool
+	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
+	(*Failure)(nil),               // 45: roundhouse.pool.v1.Failure
+	(ReloadPhase)(0),              // 46: roundhouse.pool.v1.ReloadPhase
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*Exit)(nil),                  // 48: roundhouse.pool.v1.Exit
+	(PoolState)(0),                // 49: roundhouse.pool.v1.PoolState
 }
 var file_roundhouse_pool_v1_pool_manager_proto_depIdxs = []int32{
-	24, // 0: roundhouse.pool.v1.PreloadRequest.spec:type_name -> roundhouse.pool.v1.PoolSpec
-	25, // 1: roundhouse.pool.v1.PreloadResponse.phase:type_name -> roundhouse.pool.v1.LoadPhase
-	26, // 2: roundhouse.pool.v1.PreloadResponse.progress:type_name -> roundhouse.engine.v1.Progress
-	27, // 3: roundhouse.pool.v1.PreloadResponse.pool:type_name -> roundhouse.pool.v1.Pool
-	28, // 4: roundhouse.pool.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
+	40, // 0: roundhouse.pool.v1.PreloadRequest.spec:type_name -> roundhouse.pool.v1.PoolSpec
+	41, // 1: roundhouse.pool.v1.PreloadResponse.phase:type_name -> roundhouse.pool.v1.LoadPhase
+	42, // 2: roundhouse.pool.v1.PreloadResponse.progress:type_name -> roundhouse.engine.v1.Progress
+	43, // 3: roundhouse.pool.v1.PreloadResponse.pool:type_name -> roundhouse.pool.v1.Pool
+	44, // 4: roundhouse.pool.v1.DrainRequest.deadline:type_name -> google.protobuf.Duration
 	0,  // 5: roundhouse.pool.v1.DrainRequest.on_deadline:type_name -> roundhouse.pool.v1.DrainDeadlineAction
-	8,  // 6: roundhouse.pool.v1.DrainResponse.progress:type_name -> roundhouse.pool.v1.DrainProgress
-	9,  // 7: roundhouse.pool.v1.DrainResponse.result:type_name -> roundhouse.pool.v1.DrainResult
+	9,  // 6: roundhouse.pool.v1.DrainResponse.progress:type_name -> roundhouse.pool.v1.DrainProgress
+	10, // 7: roundhouse.pool.v1.DrainResponse.result:type_name -> roundhouse.pool.v1.DrainResult
 	1,  // 8: roundhouse.pool.v1.DrainProgress.phase:type_name -> roundhouse.pool.v1.DrainPhase
-	28, // 9: roundhouse.pool.v1.DrainProgress.remaining:type_name -> google.protobuf.Duration
-	28, // 10: roundhouse.pool.v1.DrainResult.duration:type_name -> google.protobuf.Duration
-	27, // 11: roundhouse.pool.v1.DrainResult.pool:type_name -> roundhouse.pool.v1.Pool
-	27, // 12: roundhouse.pool.v1.WatchResponse.upsert:type_name -> roundhouse.pool.v1.Pool
-	12, // 13: roundhouse.pool.v1.WatchResponse.deleted:type_name -> roundhouse.pool.v1.Deleted
-	13, // 14: roundhouse.pool.v1.WatchResponse.synced:type_name -> roundhouse.pool.v1.Synced
-	14, // 15: roundhouse.pool.v1.WatchResponse.reset:type_name -> roundhouse.pool.v1.Reset
-	15, // 16: roundhouse.pool.v1.WatchResponse.heartbeat:type_name -> roundhouse.pool.v1.Heartbeat
-	27, // 17: roundhouse.pool.v1.GetPoolResponse.pool:type_name -> roundhouse.pool.v1.Pool
-	29, // 18: roundhouse.pool.v1.ListPoolsRequest.states:type_name -> roundhouse.pool.v1.PoolState
-	27, // 19: roundhouse.pool.v1.ListPoolsResponse.pools:type_name -> roundhouse.pool.v1.Pool
-	2,  // 20: roundhouse.pool.v1.PoolManagerService.Preload:input_type -> roundhouse.pool.v1.PreloadRequest
-	4,  // 21: roundhouse.pool.v1.PoolManagerService.CancelPreload:input_type -> roundhouse.pool.v1.CancelPreloadRequest
-	6,  // 22: roundhouse.pool.v1.PoolManagerService.Drain:input_type -> roundhouse.pool.v1.DrainRequest
-	10, // 23: roundhouse.pool.v1.PoolManagerService.Watch:input_type -> roundhouse.pool.v1.WatchRequest
-	16, // 24: roundhouse.pool.v1.PoolManagerService.GetPool:input_type -> roundhouse.pool.v1.GetPoolRequest
-	18, // 25: roundhouse.pool.v1.PoolManagerService.ListPools:input_type -> roundhouse.pool.v1.ListPoolsRequest
-	20, // 26: roundhouse.pool.v1.PoolManagerService.DeletePool:input_type -> roundhouse.pool.v1.DeletePoolRequest
-	22, // 27: roundhouse.pool.v1.PoolManagerService.Logs:input_type -> roundhouse.pool.v1.LogsRequest
-	3,  // 28: roundhouse.pool.v1.PoolManagerService.Preload:output_type -> roundhouse.pool.v1.PreloadResponse
-	5,  // 29: roundhouse.pool.v1.PoolManagerService.CancelPreload:output_type -> roundhouse.pool.v1.CancelPreloadResponse
-	7,  // 30: roundhouse.pool.v1.PoolManagerService.Drain:output_type -> roundhouse.pool.v1.DrainResponse
-	11, // 31: roundhouse.pool.v1.PoolManagerService.Watch:output_type -> roundhouse.pool.v1.WatchResponse
-	17, // 32: roundhouse.pool.v1.PoolManagerService.GetPool:output_type -> roundhouse.pool.v1.GetPoolResponse
-	19, // 33: roundhouse.pool.v1.PoolManagerService.ListPools:output_type -> roundhouse.pool.v1.ListPoolsResponse
-	21, // 34: roundhouse.pool.v1.PoolManagerService.DeletePool:output_type -> roundhouse.pool.v1.DeletePoolResponse
-	23, // 35: roundhouse.pool.v1.PoolManagerService.Logs:output_type -> roundhouse.pool.v1.LogsResponse
-	28, // [28:36] is the sub-list for method output_type
-	20, // [20:28] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	44, // 9: roundhouse.pool.v1.DrainProgress.remaining:type_name -> google.protobuf.Duration
+	44, // 10: roundhouse.pool.v1.DrainResult.duration:type_name -> google.protobuf.Duration
+	43, // 11: roundhouse.pool.v1.DrainResult.pool:type_name -> roundhouse.pool.v1.Pool
+	44, // 12: roundhouse.pool.v1.DrainNodeRequest.deadline:type_name -> google.protobuf.Duration
+	0,  // 13: roundhouse.pool.v1.DrainNodeRequest.on_deadline:type_name -> roundhouse.pool.v1.DrainDeadlineAction
+	13, // 14: roundhouse.pool.v1.DrainNodeResponse.pool:type_name -> roundhouse.pool.v1.PoolDrained
+	14, // 15: roundhouse.pool.v1.DrainNodeResponse.result:type_name -> roundhouse.pool.v1.DrainNodeResult
+	10, // 16: roundhouse.pool.v1.PoolDrained.result:type_name -> roundhouse.pool.v1.DrainResult
+	45, // 17: roundhouse.pool.v1.PoolDrained.failure:type_name -> roundhouse.pool.v1.Failure
+	44, // 18: roundhouse.pool.v1.DrainNodeResult.duration:type_name -> google.protobuf.Duration
+	40, // 19: roundhouse.pool.v1.ReloadRequest.spec:type_name -> roundhouse.pool.v1.PoolSpec
+	16, // 20: roundhouse.pool.v1.ReloadRequest.proof:type_name -> roundhouse.pool.v1.ReloadProof
+	44, // 21: roundhouse.pool.v1.ReloadRequest.drain_deadline:type_name -> google.protobuf.Duration
+	44, // 22: roundhouse.pool.v1.ReloadProof.timeout:type_name -> google.protobuf.Duration
+	46, // 23: roundhouse.pool.v1.ReloadResponse.phase:type_name -> roundhouse.pool.v1.ReloadPhase
+	42, // 24: roundhouse.pool.v1.ReloadResponse.progress:type_name -> roundhouse.engine.v1.Progress
+	9,  // 25: roundhouse.pool.v1.ReloadResponse.draining:type_name -> roundhouse.pool.v1.DrainProgress
+	18, // 26: roundhouse.pool.v1.ReloadResponse.result:type_name -> roundhouse.pool.v1.ReloadResult
+	2,  // 27: roundhouse.pool.v1.ReloadResult.action:type_name -> roundhouse.pool.v1.ReloadAction
+	44, // 28: roundhouse.pool.v1.ReloadResult.outage:type_name -> google.protobuf.Duration
+	44, // 29: roundhouse.pool.v1.ReloadResult.duration:type_name -> google.protobuf.Duration
+	43, // 30: roundhouse.pool.v1.ReloadResult.pool:type_name -> roundhouse.pool.v1.Pool
+	23, // 31: roundhouse.pool.v1.ListStartsResponse.starts:type_name -> roundhouse.pool.v1.Start
+	47, // 32: roundhouse.pool.v1.Start.started:type_name -> google.protobuf.Timestamp
+	47, // 33: roundhouse.pool.v1.Start.ready:type_name -> google.protobuf.Timestamp
+	48, // 34: roundhouse.pool.v1.Start.exit:type_name -> roundhouse.pool.v1.Exit
+	43, // 35: roundhouse.pool.v1.WatchResponse.upsert:type_name -> roundhouse.pool.v1.Pool
+	28, // 36: roundhouse.pool.v1.WatchResponse.deleted:type_name -> roundhouse.pool.v1.Deleted
+	29, // 37: roundhouse.pool.v1.WatchResponse.synced:type_name -> roundhouse.pool.v1.Synced
+	30, // 38: roundhouse.pool.v1.WatchResponse.reset:type_name -> roundhouse.pool.v1.Reset
+	31, // 39: roundhouse.pool.v1.WatchResponse.heartbeat:type_name -> roundhouse.pool.v1.Heartbeat
+	43, // 40: roundhouse.pool.v1.GetPoolResponse.pool:type_name -> roundhouse.pool.v1.Pool
+	49, // 41: roundhouse.pool.v1.ListPoolsRequest.states:type_name -> roundhouse.pool.v1.PoolState
+	43, // 42: roundhouse.pool.v1.ListPoolsResponse.pools:type_name -> roundhouse.pool.v1.Pool
+	3,  // 43: roundhouse.pool.v1.PoolManagerService.Preload:input_type -> roundhouse.pool.v1.PreloadRequest
+	5,  // 44: roundhouse.pool.v1.PoolManagerService.CancelPreload:input_type -> roundhouse.pool.v1.CancelPreloadRequest
+	7,  // 45: roundhouse.pool.v1.PoolManagerService.Drain:input_type -> roundhouse.pool.v1.DrainRequest
+	11, // 46: roundhouse.pool.v1.PoolManagerService.DrainNode:input_type -> roundhouse.pool.v1.DrainNodeRequest
+	15, // 47: roundhouse.pool.v1.PoolManagerService.Reload:input_type -> roundhouse.pool.v1.ReloadRequest
+	19, // 48: roundhouse.pool.v1.PoolManagerService.CancelReload:input_type -> roundhouse.pool.v1.CancelReloadRequest
+	21, // 49: roundhouse.pool.v1.PoolManagerService.ListStarts:input_type -> roundhouse.pool.v1.ListStartsRequest
+	24, // 50: roundhouse.pool.v1.PoolManagerService.ResetBreaker:input_type -> roundhouse.pool.v1.ResetBreakerRequest
+	26, // 51: roundhouse.pool.v1.PoolManagerService.Watch:input_type -> roundhouse.pool.v1.WatchRequest
+	32, // 52: roundhouse.pool.v1.PoolManagerService.GetPool:input_type -> roundhouse.pool.v1.GetPoolRequest
+	34, // 53: roundhouse.pool.v1.PoolManagerService.ListPools:input_type -> roundhouse.pool.v1.ListPoolsRequest
+	36, // 54: roundhouse.pool.v1.PoolManagerService.DeletePool:input_type -> roundhouse.pool.v1.DeletePoolRequest
+	38, // 55: roundhouse.pool.v1.PoolManagerService.Logs:input_type -> roundhouse.pool.v1.LogsRequest
+	4,  // 56: roundhouse.pool.v1.PoolManagerService.Preload:output_type -> roundhouse.pool.v1.PreloadResponse
+	6,  // 57: roundhouse.pool.v1.PoolManagerService.CancelPreload:output_type -> roundhouse.pool.v1.CancelPreloadResponse
+	8,  // 58: roundhouse.pool.v1.PoolManagerService.Drain:output_type -> roundhouse.pool.v1.DrainResponse
+	12, // 59: roundhouse.pool.v1.PoolManagerService.DrainNode:output_type -> roundhouse.pool.v1.DrainNodeResponse
+	17, // 60: roundhouse.pool.v1.PoolManagerService.Reload:output_type -> roundhouse.pool.v1.ReloadResponse
+	20, // 61: roundhouse.pool.v1.PoolManagerService.CancelReload:output_type -> roundhouse.pool.v1.CancelReloadResponse
+	22, // 62: roundhouse.pool.v1.PoolManagerService.ListStarts:output_type -> roundhouse.pool.v1.ListStartsResponse
+	25, // 63: roundhouse.pool.v1.PoolManagerService.ResetBreaker:output_type -> roundhouse.pool.v1.ResetBreakerResponse
+	27, // 64: roundhouse.pool.v1.PoolManagerService.Watch:output_type -> roundhouse.pool.v1.WatchResponse
+	33, // 65: roundhouse.pool.v1.PoolManagerService.GetPool:output_type -> roundhouse.pool.v1.GetPoolResponse
+	35, // 66: roundhouse.pool.v1.PoolManagerService.ListPools:output_type -> roundhouse.pool.v1.ListPoolsResponse
+	37, // 67: roundhouse.pool.v1.PoolManagerService.DeletePool:output_type -> roundhouse.pool.v1.DeletePoolResponse
+	39, // 68: roundhouse.pool.v1.PoolManagerService.Logs:output_type -> roundhouse.pool.v1.LogsResponse
+	56, // [56:69] is the sub-list for method output_type
+	43, // [43:56] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_roundhouse_pool_v1_pool_manager_proto_init() }
@@ -1744,13 +3025,23 @@ func file_roundhouse_pool_v1_pool_manager_proto_init() {
 	}
 	file_roundhouse_pool_v1_pool_manager_proto_msgTypes[6].OneofWrappers = []any{}
 	file_roundhouse_pool_v1_pool_manager_proto_msgTypes[9].OneofWrappers = []any{
+		(*DrainNodeResponse_Pool)(nil),
+		(*DrainNodeResponse_Result)(nil),
+	}
+	file_roundhouse_pool_v1_pool_manager_proto_msgTypes[14].OneofWrappers = []any{
+		(*ReloadResponse_Phase)(nil),
+		(*ReloadResponse_Progress)(nil),
+		(*ReloadResponse_Draining)(nil),
+		(*ReloadResponse_Result)(nil),
+	}
+	file_roundhouse_pool_v1_pool_manager_proto_msgTypes[24].OneofWrappers = []any{
 		(*WatchResponse_Upsert)(nil),
 		(*WatchResponse_Deleted)(nil),
 		(*WatchResponse_Synced)(nil),
 		(*WatchResponse_Reset_)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 	}
-	file_roundhouse_pool_v1_pool_manager_proto_msgTypes[20].OneofWrappers = []any{
+	file_roundhouse_pool_v1_pool_manager_proto_msgTypes[35].OneofWrappers = []any{
 		(*LogsRequest_TailLines)(nil),
 		(*LogsRequest_Offset)(nil),
 	}
@@ -1759,8 +3050,8 @@ func file_roundhouse_pool_v1_pool_manager_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_roundhouse_pool_v1_pool_manager_proto_rawDesc), len(file_roundhouse_pool_v1_pool_manager_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   22,
+			NumEnums:      3,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,11 @@ const (
 	PoolManagerService_Preload_FullMethodName       = "/roundhouse.pool.v1.PoolManagerService/Preload"
 	PoolManagerService_CancelPreload_FullMethodName = "/roundhouse.pool.v1.PoolManagerService/CancelPreload"
 	PoolManagerService_Drain_FullMethodName         = "/roundhouse.pool.v1.PoolManagerService/Drain"
+	PoolManagerService_DrainNode_FullMethodName     = "/roundhouse.pool.v1.PoolManagerService/DrainNode"
+	PoolManagerService_Reload_FullMethodName        = "/roundhouse.pool.v1.PoolManagerService/Reload"
+	PoolManagerService_CancelReload_FullMethodName  = "/roundhouse.pool.v1.PoolManagerService/CancelReload"
+	PoolManagerService_ListStarts_FullMethodName    = "/roundhouse.pool.v1.PoolManagerService/ListStarts"
+	PoolManagerService_ResetBreaker_FullMethodName  = "/roundhouse.pool.v1.PoolManagerService/ResetBreaker"
 	PoolManagerService_Watch_FullMethodName         = "/roundhouse.pool.v1.PoolManagerService/Watch"
 	PoolManagerService_GetPool_FullMethodName       = "/roundhouse.pool.v1.PoolManagerService/GetPool"
 	PoolManagerService_ListPools_FullMethodName     = "/roundhouse.pool.v1.PoolManagerService/ListPools"
@@ -43,7 +48,9 @@ type PoolManagerServiceClient interface {
 	// Repeating it is safe: on a pool that is READY with an equal spec it answers at once; while an equal Preload is under
 	// way it attaches to it. Going away does not stop the work; CancelPreload does. A Preload that fails leaves no process:
 	// if an engine had been started, the pool is FAILED and says how it ended, with its logs; if not, all is as it was.
-	// The next Preload may have another spec.
+	// The next Preload may have another spec. Once it has succeeded the pool is owned: its engines are started again when they
+	// end, by this and by later pool managers, until it is drained. On such a pool with an equal spec whose engines wait to be
+	// started again, a Preload starts them at once and ends when all are READY or one has failed again.
 	// Reasons: INVALID_PARAMS, POOL_EXISTS, POOL_BUSY, POOL_DRAINING, PREPARED_NOT_FOUND, PROVISIONER_UNAVAILABLE, those of
 	// the provisioner's Prepare, WORKER_START_FAILED, WORKER_START_TIMEOUT, PORT_IN_USE, CANCELLED, DISK_FULL, SHUTTING_DOWN.
 	Preload(ctx context.Context, in *PreloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PreloadResponse], error)
@@ -59,6 +66,30 @@ type PoolManagerServiceClient interface {
 	// the load and leaves the pool STOPPED. Going away does not stop the work.
 	// Reasons: POOL_NOT_FOUND, STOP_FAILED.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainResponse], error)
+	// DrainNode drains every pool, a few at a time, and ends when all are drained. What was asked of it is as for Drain; each
+	// pool's result is an event, and one that fails does not stop the others. Repeating it is safe. Reasons: STOP_FAILED, if
+	// any pool could not be stopped; the events say which.
+	DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainNodeResponse], error)
+	// Reload makes a pool be what another spec says, without an interruption: new engines are started beside the old ones,
+	// have to prove what they are, take over in one change, and only then are the old ones drained. When anything fails before
+	// that, the old ones serve on and nothing of the new is left. With accept_outage the old ones are ended first, and are
+	// started again when the new ones fail.
+	//
+	// What can change without new engines (see PoolSpec) is changed alone, if nothing else differs; a spec that differs in
+	// nothing is a no-op that says so. Going away does not stop the work; CancelReload does. A drain stops it too.
+	// Reasons: INVALID_PARAMS, POOL_NOT_FOUND, POOL_UNREADY (nothing of it serves: preload it), POOL_BUSY, POOL_DRAINING,
+	// OUTAGE_NOT_ACCEPTED, PROOF_FAILED, and those of Preload.
+	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReloadResponse], error)
+	// CancelReload stops the Reload of a pool that is under way and returns when the old engines serve alone. Once the new ones
+	// have taken over it changes nothing and says so. Reasons: POOL_NOT_FOUND, STOP_FAILED.
+	CancelReload(ctx context.Context, in *CancelReloadRequest, opts ...grpc.CallOption) (*CancelReloadResponse, error)
+	// ListStarts tells how the starts of a pool's engines ended, newest first: at least the last 20 of each replica. They
+	// survive restarts, and go with the pool. Reasons: POOL_NOT_FOUND, STORAGE_FAILED.
+	ListStarts(ctx context.Context, in *ListStartsRequest, opts ...grpc.CallOption) (*ListStartsResponse, error)
+	// ResetBreaker forgets that engines of a pool have failed: every breaker of it closes, and replicas that wait, or were given
+	// up, are started at once. It does not wait for them. On a pool where none has failed it changes nothing.
+	// Reasons: POOL_NOT_FOUND, POOL_UNREADY (it was drained: preload it), POOL_BUSY, POOL_DRAINING.
+	ResetBreaker(ctx context.Context, in *ResetBreakerRequest, opts ...grpc.CallOption) (*ResetBreakerResponse, error)
 	// Watch tells what pools there are and every change of them. Without a token: each matching pool as an upsert, then
 	// synced, then changes with no gap. With a token of an earlier Watch: what has changed since, then synced, then changes.
 	// If that is not known any more, reset comes first and then all is told as without a token: forget what you had.
@@ -71,7 +102,7 @@ type PoolManagerServiceClient interface {
 	GetPool(ctx context.Context, in *GetPoolRequest, opts ...grpc.CallOption) (*GetPoolResponse, error)
 	// ListPools answers with the newest snapshot of every pool, by id. Reasons: INVALID_PARAMS (a page token that is not ours).
 	ListPools(ctx context.Context, in *ListPoolsRequest, opts ...grpc.CallOption) (*ListPoolsResponse, error)
-	// DeletePool forgets a pool that is STOPPED or FAILED, with its logs. Reasons: POOL_NOT_FOUND, POOL_BUSY (drain it first).
+	// DeletePool forgets a pool that is STOPPED or FAILED, with its logs and its starts. Reasons: POOL_NOT_FOUND, POOL_BUSY (drain it first).
 	DeletePool(ctx context.Context, in *DeletePoolRequest, opts ...grpc.CallOption) (*DeletePoolResponse, error)
 	// Logs gives the output of one replica's newest process, and with follow what comes after until the process has ended or
 	// the caller goes away. Reasons: POOL_NOT_FOUND, INVALID_PARAMS (no such replica), POOL_UNREADY (it was never started).
@@ -134,9 +165,77 @@ func (c *poolManagerServiceClient) Drain(ctx context.Context, in *DrainRequest, 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PoolManagerService_DrainClient = grpc.ServerStreamingClient[DrainResponse]
 
+func (c *poolManagerServiceClient) DrainNode(ctx context.Context, in *DrainNodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainNodeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PoolManagerService_ServiceDesc.Streams[2], PoolManagerService_DrainNode_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DrainNodeRequest, DrainNodeResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PoolManagerService_DrainNodeClient = grpc.ServerStreamingClient[DrainNodeResponse]
+
+func (c *poolManagerServiceClient) Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReloadResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PoolManagerService_ServiceDesc.Streams[3], PoolManagerService_Reload_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReloadRequest, ReloadResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PoolManagerService_ReloadClient = grpc.ServerStreamingClient[ReloadResponse]
+
+func (c *poolManagerServiceClient) CancelReload(ctx context.Context, in *CancelReloadRequest, opts ...grpc.CallOption) (*CancelReloadResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelReloadResponse)
+	err := c.cc.Invoke(ctx, PoolManagerService_CancelReload_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *poolManagerServiceClient) ListStarts(ctx context.Context, in *ListStartsRequest, opts ...grpc.CallOption) (*ListStartsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListStartsResponse)
+	err := c.cc.Invoke(ctx, PoolManagerService_ListStarts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *poolManagerServiceClient) ResetBreaker(ctx context.Context, in *ResetBreakerRequest, opts ...grpc.CallOption) (*ResetBreakerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResetBreakerResponse)
+	err := c.cc.Invoke(ctx, PoolManagerService_ResetBreaker_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *poolManagerServiceClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &PoolManagerService_ServiceDesc.Streams[2], PoolManagerService_Watch_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &PoolManagerService_ServiceDesc.Streams[4], PoolManagerService_Watch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +284,7 @@ func (c *poolManagerServiceClient) DeletePool(ctx context.Context, in *DeletePoo
 
 func (c *poolManagerServiceClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &PoolManagerService_ServiceDesc.Streams[3], PoolManagerService_Logs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &PoolManagerService_ServiceDesc.Streams[5], PoolManagerService_Logs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +313,9 @@ type PoolManagerServiceServer interface {
 	// Repeating it is safe: on a pool that is READY with an equal spec it answers at once; while an equal Preload is under
 	// way it attaches to it. Going away does not stop the work; CancelPreload does. A Preload that fails leaves no process:
 	// if an engine had been started, the pool is FAILED and says how it ended, with its logs; if not, all is as it was.
-	// The next Preload may have another spec.
+	// The next Preload may have another spec. Once it has succeeded the pool is owned: its engines are started again when they
+	// end, by this and by later pool managers, until it is drained. On such a pool with an equal spec whose engines wait to be
+	// started again, a Preload starts them at once and ends when all are READY or one has failed again.
 	// Reasons: INVALID_PARAMS, POOL_EXISTS, POOL_BUSY, POOL_DRAINING, PREPARED_NOT_FOUND, PROVISIONER_UNAVAILABLE, those of
 	// the provisioner's Prepare, WORKER_START_FAILED, WORKER_START_TIMEOUT, PORT_IN_USE, CANCELLED, DISK_FULL, SHUTTING_DOWN.
 	Preload(*PreloadRequest, grpc.ServerStreamingServer[PreloadResponse]) error
@@ -230,6 +331,30 @@ type PoolManagerServiceServer interface {
 	// the load and leaves the pool STOPPED. Going away does not stop the work.
 	// Reasons: POOL_NOT_FOUND, STOP_FAILED.
 	Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error
+	// DrainNode drains every pool, a few at a time, and ends when all are drained. What was asked of it is as for Drain; each
+	// pool's result is an event, and one that fails does not stop the others. Repeating it is safe. Reasons: STOP_FAILED, if
+	// any pool could not be stopped; the events say which.
+	DrainNode(*DrainNodeRequest, grpc.ServerStreamingServer[DrainNodeResponse]) error
+	// Reload makes a pool be what another spec says, without an interruption: new engines are started beside the old ones,
+	// have to prove what they are, take over in one change, and only then are the old ones drained. When anything fails before
+	// that, the old ones serve on and nothing of the new is left. With accept_outage the old ones are ended first, and are
+	// started again when the new ones fail.
+	//
+	// What can change without new engines (see PoolSpec) is changed alone, if nothing else differs; a spec that differs in
+	// nothing is a no-op that says so. Going away does not stop the work; CancelReload does. A drain stops it too.
+	// Reasons: INVALID_PARAMS, POOL_NOT_FOUND, POOL_UNREADY (nothing of it serves: preload it), POOL_BUSY, POOL_DRAINING,
+	// OUTAGE_NOT_ACCEPTED, PROOF_FAILED, and those of Preload.
+	Reload(*ReloadRequest, grpc.ServerStreamingServer[ReloadResponse]) error
+	// CancelReload stops the Reload of a pool that is under way and returns when the old engines serve alone. Once the new ones
+	// have taken over it changes nothing and says so. Reasons: POOL_NOT_FOUND, STOP_FAILED.
+	CancelReload(context.Context, *CancelReloadRequest) (*CancelReloadResponse, error)
+	// ListStarts tells how the starts of a pool's engines ended, newest first: at least the last 20 of each replica. They
+	// survive restarts, and go with the pool. Reasons: POOL_NOT_FOUND, STORAGE_FAILED.
+	ListStarts(context.Context, *ListStartsRequest) (*ListStartsResponse, error)
+	// ResetBreaker forgets that engines of a pool have failed: every breaker of it closes, and replicas that wait, or were given
+	// up, are started at once. It does not wait for them. On a pool where none has failed it changes nothing.
+	// Reasons: POOL_NOT_FOUND, POOL_UNREADY (it was drained: preload it), POOL_BUSY, POOL_DRAINING.
+	ResetBreaker(context.Context, *ResetBreakerRequest) (*ResetBreakerResponse, error)
 	// Watch tells what pools there are and every change of them. Without a token: each matching pool as an upsert, then
 	// synced, then changes with no gap. With a token of an earlier Watch: what has changed since, then synced, then changes.
 	// If that is not known any more, reset comes first and then all is told as without a token: forget what you had.
@@ -242,7 +367,7 @@ type PoolManagerServiceServer interface {
 	GetPool(context.Context, *GetPoolRequest) (*GetPoolResponse, error)
 	// ListPools answers with the newest snapshot of every pool, by id. Reasons: INVALID_PARAMS (a page token that is not ours).
 	ListPools(context.Context, *ListPoolsRequest) (*ListPoolsResponse, error)
-	// DeletePool forgets a pool that is STOPPED or FAILED, with its logs. Reasons: POOL_NOT_FOUND, POOL_BUSY (drain it first).
+	// DeletePool forgets a pool that is STOPPED or FAILED, with its logs and its starts. Reasons: POOL_NOT_FOUND, POOL_BUSY (drain it first).
 	DeletePool(context.Context, *DeletePoolRequest) (*DeletePoolResponse, error)
 	// Logs gives the output of one replica's newest process, and with follow what comes after until the process has ended or
 	// the caller goes away. Reasons: POOL_NOT_FOUND, INVALID_PARAMS (no such replica), POOL_UNREADY (it was never started).
@@ -265,6 +390,21 @@ func (UnimplementedPoolManagerServiceServer) CancelPreload(context.Context, *Can
 }
 func (UnimplementedPoolManagerServiceServer) Drain(*DrainRequest, grpc.ServerStreamingServer[DrainResponse]) error {
 	return status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedPoolManagerServiceServer) DrainNode(*DrainNodeRequest, grpc.ServerStreamingServer[DrainNodeResponse]) error {
+	return status.Error(codes.Unimplemented, "method DrainNode not implemented")
+}
+func (UnimplementedPoolManagerServiceServer) Reload(*ReloadRequest, grpc.ServerStreamingServer[ReloadResponse]) error {
+	return status.Error(codes.Unimplemented, "method Reload not implemented")
+}
+func (UnimplementedPoolManagerServiceServer) CancelReload(context.Context, *CancelReloadRequest) (*CancelReloadResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelReload not implemented")
+}
+func (UnimplementedPoolManagerServiceServer) ListStarts(context.Context, *ListStartsRequest) (*ListStartsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListStarts not implemented")
+}
+func (UnimplementedPoolManagerServiceServer) ResetBreaker(context.Context, *ResetBreakerRequest) (*ResetBreakerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResetBreaker not implemented")
 }
 func (UnimplementedPoolManagerServiceServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
@@ -341,6 +481,82 @@ func _PoolManagerService_Drain_Handler(srv interface{}, stream grpc.ServerStream
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PoolManagerService_DrainServer = grpc.ServerStreamingServer[DrainResponse]
+
+func _PoolManagerService_DrainNode_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(DrainNodeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PoolManagerServiceServer).DrainNode(m, &grpc.GenericServerStream[DrainNodeRequest, DrainNodeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PoolManagerService_DrainNodeServer = grpc.ServerStreamingServer[DrainNodeResponse]
+
+func _PoolManagerService_Reload_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReloadRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PoolManagerServiceServer).Reload(m, &grpc.GenericServerStream[ReloadRequest, ReloadResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PoolManagerService_ReloadServer = grpc.ServerStreamingServer[ReloadResponse]
+
+func _PoolManagerService_CancelReload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelReloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PoolManagerServiceServer).CancelReload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PoolManagerService_CancelReload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PoolManagerServiceServer).CancelReload(ctx, req.(*CancelReloadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PoolManagerService_ListStarts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListStartsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PoolManagerServiceServer).ListStarts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PoolManagerService_ListStarts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PoolManagerServiceServer).ListStarts(ctx, req.(*ListStartsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PoolManagerService_ResetBreaker_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResetBreakerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PoolManagerServiceServer).ResetBreaker(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PoolManagerService_ResetBreaker_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PoolManagerServiceServer).ResetBreaker(ctx, req.(*ResetBreakerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _PoolManagerService_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRequest)
@@ -430,6 +646,18 @@ var PoolManagerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _PoolManagerService_CancelPreload_Handler,
 		},
 		{
+			MethodName: "CancelReload",
+			Handler:    _PoolManagerService_CancelReload_Handler,
+		},
+		{
+			MethodName: "ListStarts",
+			Handler:    _PoolManagerService_ListStarts_Handler,
+		},
+		{
+			MethodName: "ResetBreaker",
+			Handler:    _PoolManagerService_ResetBreaker_Handler,
+		},
+		{
 			MethodName: "GetPool",
 			Handler:    _PoolManagerService_GetPool_Handler,
 		},
@@ -451,6 +679,16 @@ var PoolManagerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Drain",
 			Handler:       _PoolManagerService_Drain_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "DrainNode",
+			Handler:       _PoolManagerService_DrainNode_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Reload",
+			Handler:       _PoolManagerService_Reload_Handler,
 			ServerStreams: true,
 		},
 		{

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
+)
+
+// adoptLimit is how long Restore waits for engines that it takes over: an engine that serves proves itself in milliseconds.
+// Those that take longer, because they still load, go on afterwards.
+const adoptLimit = 5 * time.Second
+
+// Restore makes the pools be what they were under an earlier manager: those that are to serve take over their engines, which
+// never stop to serve, and start those that are missing, in the order of priority, a few at a time. Engines that belong to no
+// pool are ended. It is to be called once, before anything else, and returns when the engines that serve are taken over, or
+// after 5 s; the rest goes on. Records that could not be read make their pools FAILED, and nothing else.
+func (p *Pools) Restore(ctx context.Context) error {
+	loaded, err := p.config.Records.LoadPools()
+	if err != nil {
+		return err
+	}
+	found, err := p.config.Machine.Leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, record := range loaded.Pools {
+		p.remember(record)
+	}
+	for _, bad := range loaded.Quarantined {
+		p.log.Error("record of a pool was put aside", zap.String("file", bad.Name), zap.String("moved_to", bad.Path), zap.String("reason", bad.Reason))
+		if bad.PoolID != "" {
+			p.unreadable(registry.PoolID(bad.PoolID), fmt.Sprintf("its record was put aside as %s: %s", bad.Path, bad.Reason))
+		}
+	}
+	restoring := p.sort(found)
+	p.config.Machine.KeepOnly(p.known())
+	adopting := p.resume(restoring)
+	p.settleAdoption(ctx, adopting)
+	return nil
+}
+
+// remember makes a pool of its record. It does not run yet.
+func (p *Pools) remember(record state.PoolRecord) {
+	id := registry.PoolID(record.PoolID)
+	pool := newPool(id, p)
+	if err := pool.decodeRecord(record); err != nil {
+		p.log.Error("record of a pool cannot be used", zap.String("pool_id", record.PoolID), zap.Error(err))
+		p.unreadable(id, fmt.Sprintf("its record cannot be used: %v", err))
+		return
+	}
+	p.mu.Lock()
+	p.pools[id] = pool
+	p.mu.Unlock()
+}
+
+// unreadable makes a FAILED pool of which nothing is known but its id.
+func (p *Pools) unreadable(id registry.PoolID, why string) {
+	pool := newPool(id, p)
+	pool.spec = registry.Spec{ID: id, Replicas: 1}
+	pool.why = "unreadable"
+	pool.failure = &registry.Failure{
+		Reason: reason.RecordUnreadable, Message: fmt.Sprintf("pool %s: %s; preload it again", id, why), At: p.config.Now(),
+	}
+	p.mu.Lock()
+	p.pools[id] = pool
+	p.mu.Unlock()
+}
+
+func (p *Pools) known() map[registry.PoolID]bool {
+	known := make(map[registry.PoolID]bool)
+	for _, pool := range p.all() {
+		known[pool.id] = true
+	}
+	return known
+}
+
+// restoring is one pool that is to serve again, and what an earlier manager has left of it.
+type restoring struct {
+	pool *pool
+	// adopt are the starts to take over, before what is to be ended first, by index.
+	adopt  map[int]launch.Leftover
+	before map[int][]func(context.Context) error
+}
+
+// sort finds out what becomes of each start that an earlier manager has left. What belongs to no pool that is to serve is
+// ended on the side.
+func (p *Pools) sort(found launch.Found) []*restoring {
+	byPool := make(map[registry.PoolID]*restoring)
+	for _, pool := range p.all() {
+		if pool.wanted {
+			byPool[pool.id] = &restoring{pool: pool, adopt: map[int]launch.Leftover{}, before: map[int][]func(context.Context) error{}}
+		}
+	}
+	// The newest start of a replica comes first: an older one beside it is one that had not been proven gone.
+	slices.SortStableFunc(found.Engines, func(a, b launch.Leftover) int { return cmp.Compare(b.Generation, a.Generation) })
+	for _, leftover := range found.Engines {
+		end := func(ctx context.Context) error { return p.config.Machine.End(ctx, leftover, "superseded") }
+		target := byPool[leftover.Pool]
+		if target == nil {
+			p.endAside(string(leftover.Pool), end)
+			continue
+		}
+		pool := target.pool
+		pool.generations[leftover.Index] = max(pool.generations[leftover.Index], leftover.Generation)
+		_, taken := target.adopt[leftover.Index]
+		if belongs := leftover.Edition == pool.edition && leftover.Index < pool.spec.Replicas && leftover.SameBoot; belongs && !taken {
+			target.adopt[leftover.Index] = leftover
+			continue
+		}
+		target.before[leftover.Index%pool.spec.Replicas] = append(target.before[leftover.Index%pool.spec.Replicas], end)
+	}
+	for _, stray := range found.Strays {
+		p.sortStray(stray, byPool[stray.Pool])
+	}
+	pools := make([]*restoring, 0, len(byPool))
+	for _, one := range byPool {
+		pools = append(pools, one)
+	}
+	slices.SortFunc(pools, func(a, b *restoring) int {
+		return cmp.Or(cmp.Compare(b.pool.spec.Priority, a.pool.spec.Priority), strings.Compare(string(a.pool.id), string(b.pool.id)))
+	})
+	return pools
+}
+
+// sortStray has an engine that nobody has a record of ended, before anything of its pool is started in its place.
+func (p *Pools) sortStray(stray launch.Stray, target *restoring) {
+	log := p.log.With(zap.String("pool_id", string(stray.Pool)), zap.String("replica_id", string(stray.Replica)), zap.Ints("pids", stray.PIDs))
+	if p.config.KeepStrays {
+		log.Warn("an engine without a record is left alone")
+		return
+	}
+	log.Warn("an engine without a record is ended")
+	end := func(ctx context.Context) error { return p.config.Machine.EndStray(ctx, stray) }
+	if target == nil {
+		p.endAside(string(stray.Pool), end)
+		return
+	}
+	for index := range target.pool.spec.Replicas {
+		if stray.Replica == target.pool.id.Replica(index) {
+			target.before[index] = append(target.before[index], end)
+			return
+		}
+	}
+	p.endAside(string(stray.Pool), end)
+}
+
+// endAside ends what belongs to nobody, and tries again until it has succeeded.
+func (p *Pools) endAside(pool string, end func(context.Context) error) {
+	p.work.Go(func() {
+		for {
+			ctx, cancel := context.WithTimeout(p.base, stopLimit)
+			err := end(ctx)
+			cancel()
+			if err == nil {
+				return
+			}
+			p.log.Error("an engine of an earlier manager could not be ended", zap.String("pool_id", pool), zap.Error(err))
+			select {
+			case <-time.After(stopAgain):
+			case <-p.ending:
+				return
+			}
+		}
+	})
+}
+
+// resume hires the crews of the pools, publishes every pool, and returns the replicas that take engines over.
+func (p *Pools) resume(pools []*restoring) []*replica {
+	var adopting []*replica
+	var waiting [][]*replica
+	for _, one := range pools {
+		adopted, fresh := one.hire()
+		adopting = append(adopting, adopted...)
+		if len(fresh) > 0 {
+			waiting = append(waiting, fresh)
+		}
+	}
+	for _, pool := range p.all() {
+		pool.update(func() {})
+	}
+	p.work.Go(func() { p.giveTurns(waiting) })
+	return adopting
+}
+
+// hire makes the crew of a pool: replicas that take over, and others that wait for their turn to start.
+func (one *restoring) hire() (adopting, fresh []*replica) {
+	p := one.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(one.adopt) == 0 && p.spec.Residency == registry.Lazy {
+		p.wanted, p.why = false, "lazy"
+		p.commitLocked()
+		for _, ends := range one.before {
+			for _, end := range ends {
+				p.pools.endAside(string(p.id), end)
+			}
+		}
+		return nil, nil
+	}
+	for index := range p.views {
+		if p.tracks[index].GaveUp { // The same start would end the same way: ResetBreaker, Preload or Reload start it.
+			p.views[index].State = registry.ReplicaFailed
+			p.failure = &registry.Failure{Reason: reason.EngineExited, Message: fmt.Sprintf("replica %s was given up", p.id.Replica(index)), At: p.pools.config.Now()}
+			continue
+		}
+		r := p.newReplica(index, p.made, "restore")
+		r.supervised, r.before = true, one.before[index]
+		if leftover, ok := one.adopt[index]; ok {
+			r.leftover, r.servedBefore = &leftover, !leftover.ReadyAt.IsZero()
+			adopting = append(adopting, r)
+		} else {
+			turn := make(chan struct{})
+			r.turn, r.giveTurn = turn, func() { close(turn) }
+			fresh = append(fresh, r)
+		}
+		p.hireLocked(r)
+	}
+	return adopting, fresh
+}
+
+// giveTurns lets the replicas of some pools at once start, in order, and goes on to the next pool when all of one have
+// started or failed. The end of the Pools ends it: the replicas then end without a turn.
+func (p *Pools) giveTurns(pools [][]*replica) {
+	room := make(chan struct{}, p.config.ParallelLoads)
+	for _, replicas := range pools {
+		select {
+		case room <- struct{}{}:
+		case <-p.ending:
+			return
+		}
+		for _, r := range replicas {
+			r.giveTurn()
+		}
+		p.work.Go(func() {
+			defer func() { <-room }()
+			for _, r := range replicas {
+				<-r.tried
+			}
+		})
+	}
+}
+
+var errAdoptLimit = errors.New("some engines have not proven themselves yet")
+
+// settleAdoption waits until engines are taken over or have failed to be.
+func (p *Pools) settleAdoption(ctx context.Context, replicas []*replica) {
+	ctx, cancel := context.WithTimeoutCause(ctx, adoptLimit, errAdoptLimit)
+	defer cancel()
+	began := p.config.Now()
+	for _, r := range replicas {
+		if err := await(ctx, r.tried); err != nil {
+			p.log.Warn("engines are not taken over yet", zap.Error(err))
+			return
+		}
+	}
+	if len(replicas) > 0 {
+		p.log.Info("engines of an earlier manager were taken over", zap.Int("engines", len(replicas)), zap.Duration("duration", p.config.Now().Sub(began)))
+	}
+}
