@@ -80,7 +80,7 @@ func TestStartsThatFail(t *testing.T) {
 			flags:   []string{"--fake-behave", "mute", "--fake-behave", "deaf", "--fake-forks", "3"},
 			timeout: 500 * time.Millisecond,
 			want:    timeout,
-			exit:    &poolv1.Exit{Class: enginev1.ExitClass_EXIT_CLASS_STOPPED, Signal: "SIGKILL"},
+			exit:    &poolv1.Exit{Class: enginev1.ExitClass_EXIT_CLASS_KILLED, Signal: "SIGKILL"},
 		},
 		{
 			name:  "leaves children behind when it exits",

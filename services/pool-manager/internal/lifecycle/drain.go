@@ -134,6 +134,9 @@ func (d *drain) follow(ctx context.Context, emit func(DrainProgress) error) (Dra
 		}
 		select {
 		case <-d.done:
+			if isClosed(changed) { // The last step is told, too.
+				continue
+			}
 			return d.result, d.err
 		case <-changed:
 		case <-ctx.Done():

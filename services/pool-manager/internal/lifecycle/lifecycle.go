@@ -70,7 +70,9 @@ type Pools struct {
 	mu       sync.Mutex
 	pools    map[registry.PoolID]*pool
 	requests map[string]*preload
-	closing  bool
+	// aside are closed when what an earlier manager has left of a pool, and belongs to none, is gone.
+	aside   map[registry.PoolID][]<-chan struct{}
+	closing bool
 }
 
 // New returns a Pools without pools. It starts nothing. All work has the values of ctx; its end changes nothing.
@@ -103,13 +105,14 @@ func New(ctx context.Context, config Config) (*Pools, error) {
 		ending:   make(chan struct{}),
 		pools:    make(map[registry.PoolID]*pool),
 		requests: make(map[string]*preload),
+		aside:    make(map[registry.PoolID][]<-chan struct{}),
 	}, nil
 }
 
 // Why work is cancelled. Callers see the reasons that cancelError makes of them.
 var (
-	errCancelled = errors.New("the load was cancelled")
-	errDrained   = errors.New("the load was cancelled by a drain")
+	errCancelled = errors.New("it was cancelled")
+	errDrained   = errors.New("it was cancelled by a drain")
 	errClosing   = errors.New("the service is shutting down")
 )
 
@@ -120,7 +123,7 @@ func cancelError(cause error, id registry.PoolID) error {
 			reason.Remedy("call again when it has been started anew"))
 	}
 	return reason.New(reason.Cancelled, fmt.Sprintf("pool %s: %v", id, cause),
-		reason.Meta("pool_id", string(id)), reason.Remedy("preload it again if that was not meant"))
+		reason.Meta("pool_id", string(id)), reason.Remedy("call again if that was not meant"))
 }
 
 // pool returns the pool with this id, or nil.

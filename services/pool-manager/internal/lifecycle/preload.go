@@ -318,6 +318,9 @@ func (p *pool) prepareAndStart(ctx context.Context, load *preload) (processes bo
 		return false, err
 	}
 	load.hub.Close(progress.Outcome{})
+	if err := p.pools.awaitAside(ctx, p.id); err != nil {
+		return false, err
+	}
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}

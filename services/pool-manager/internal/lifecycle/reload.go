@@ -206,16 +206,31 @@ func (p *pool) reload(ctx context.Context, l *reload) {
 		err = cancelError(context.Cause(ctx), p.id)
 	}
 	if err != nil { // Whatever had been made of it is gone; nobody is to see its end before that.
-		p.update(func() { p.reloading = nil })
-		close(l.undone)
+		p.update(func() {
+			if p.reloading == l { // Else the new engines have taken over, and old ones could not be stopped.
+				p.reloading = nil
+			}
+		})
 	}
 	l.result.Pool, l.result.Duration = p.current(), p.pools.config.Now().Sub(began)
 	l.err = err
 	close(l.done)
+	if err != nil && !isClosed(l.undone) {
+		close(l.undone)
+	}
 	p.pools.config.Observer.ReloadEnded(reason.Of(err), l.result.Action.String(), l.result.Duration)
 	p.pools.log.Info("reload ended", zap.String("pool_id", string(p.id)), zap.Stringer("reason", reason.Of(err)),
 		zap.Stringer("action", l.result.Action), zap.Duration("outage", l.result.Outage), zap.Int("requests_cut", l.result.RequestsCut),
 		zap.Duration("duration", l.result.Duration), zap.Error(err))
+}
+
+func isClosed(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }
 
 // replace returns nil when the new engines serve and nothing of the old ones is left, or why the old ones serve on.

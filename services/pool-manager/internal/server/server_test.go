@@ -251,7 +251,7 @@ func (e *engine) Stop(context.Context, launch.Ending) (launch.Stopped, error) {
 }
 
 func (e *engine) Bury(context.Context) (registry.Exit, error) {
-	return registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_ERROR, Code: 1, Ended: time.Now()}, nil
+	return registry.Exit{Class: enginev1.ExitClass_EXIT_CLASS_ERROR, Code: 1, Ended: e.Info().Ready.Add(time.Second)}, nil
 }
 
 // validSpec passes every rule of the contract.

@@ -81,6 +81,18 @@ func Open(c Config) (*Store, error) {
 	return s, nil
 }
 
+// OpenFS opens a directory of another disk as Open does, but takes no lock: the caller makes sure that nobody else has it.
+func OpenFS(dir string, disk FS) (*Store, error) {
+	if err := makeDir(disk, dir); err != nil {
+		return nil, unusable(dir, err)
+	}
+	s, err := open(dir, disk)
+	if err != nil {
+		return nil, unusable(dir, err)
+	}
+	return s, nil
+}
+
 // open prepares the directory, which is there, and proves that it can be written. Its name is on disk afterwards.
 func open(dir string, disk FS) (*Store, error) {
 	s := &Store{dir: dir, fs: disk, starts: maxStarts, folders: map[string]bool{}}

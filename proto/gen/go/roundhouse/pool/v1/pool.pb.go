@@ -599,7 +599,7 @@ func (*PoolSpec_PreparedId) isPoolSpec_Workload() {}
 // RestartPolicy says how the engines of a pool are started again when they end without being asked to. An engine that had
 // been READY for immediate_after starts again at once. Else it waits: first_delay, then twice as long each time, up to
 // max_delay, each time 10 % more or less. A breaker stops trying for a while when starts fail too often. An end of class
-// CONFIG is never tried again. A field that is absent or 0 means its default.
+// CONFIG is never tried again. A duration that is absent, or a count of 0, means its default.
 type RestartPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Delay before the first try. Default 1 s, at least 500 ms.
@@ -681,7 +681,8 @@ func (x *RestartPolicy) GetBreaker() *BreakerPolicy {
 	return nil
 }
 
-// BreakerPolicy says when a replica's breaker opens, and when it closes again. A field that is absent or 0 means its default.
+// BreakerPolicy says when a replica's breaker opens, and when it closes again. A duration that is absent, or a count of 0, means
+// its default.
 type BreakerPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Opens after so many starts in a row that did not get READY. Default 5.
@@ -773,7 +774,7 @@ func (x *BreakerPolicy) GetCloseAfter() *durationpb.Duration {
 }
 
 // HealthPolicy says how it is told whether an engine works. Progress decides, never the age of a request: long honest work
-// is left alone. A field that is absent or 0 means its default.
+// is left alone. A duration that is absent, or a count of 0, means its default.
 type HealthPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How often the engine's counters are read. Default 5 s.

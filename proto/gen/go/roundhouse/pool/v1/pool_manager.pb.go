@@ -674,7 +674,7 @@ type DrainResult struct {
 	Duration *durationpb.Duration `protobuf:"bytes,4,opt,name=duration,proto3" json:"duration,omitempty"`
 	// True if some process had to be killed because it did not end when told to.
 	Killed bool `protobuf:"varint,5,opt,name=killed,proto3" json:"killed,omitempty"`
-	// The pool as it is now.
+	// The pool as it is now; absent if it was deleted meanwhile.
 	Pool          *Pool `protobuf:"bytes,6,opt,name=pool,proto3" json:"pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1131,7 +1131,7 @@ type ReloadProof struct {
 	Prompt string `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	// Tokens to answer with. 0 means 16.
 	MaxTokens uint32 `protobuf:"varint,2,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
-	// Text that the answer has to hold; empty means any answer that has text.
+	// Text that the answer has to hold; empty means any answer that has text. Needs a prompt, as min_tokens_per_second does.
 	Contains string `protobuf:"bytes,3,opt,name=contains,proto3" json:"contains,omitempty"`
 	// Tokens a second that the answer has to come with, prompt included; 0 means any.
 	MinTokensPerSecond float64 `protobuf:"fixed64,4,opt,name=min_tokens_per_second,json=minTokensPerSecond,proto3" json:"min_tokens_per_second,omitempty"`
@@ -1332,7 +1332,7 @@ type ReloadResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What was changed, or would be.
 	Action ReloadAction `protobuf:"varint,1,opt,name=action,proto3,enum=roundhouse.pool.v1.ReloadAction" json:"action,omitempty"`
-	// Fields of the spec that differ and need new engines, such as prepare.model.uri.
+	// Fields of the spec that differ and need new engines, such as prepare.model.
 	RestartFields []string `protobuf:"bytes,2,rep,name=restart_fields,json=restartFields,proto3" json:"restart_fields,omitempty"`
 	// Fields of the spec that differ and do not.
 	LiveFields []string `protobuf:"bytes,3,rep,name=live_fields,json=liveFields,proto3" json:"live_fields,omitempty"`
@@ -1342,7 +1342,7 @@ type ReloadResult struct {
 	RequestsCut uint32 `protobuf:"varint,5,opt,name=requests_cut,json=requestsCut,proto3" json:"requests_cut,omitempty"`
 	// From the call to the end of the old engines.
 	Duration *durationpb.Duration `protobuf:"bytes,6,opt,name=duration,proto3" json:"duration,omitempty"`
-	// The pool as it is now.
+	// The pool as it is now; absent if it was deleted meanwhile.
 	Pool          *Pool `protobuf:"bytes,7,opt,name=pool,proto3" json:"pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
