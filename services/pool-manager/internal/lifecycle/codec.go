@@ -93,6 +93,7 @@ func (p *pool) decodeRecord(record state.PoolRecord) error {
 		p.failure = &registry.Failure{Reason: enginev1.Reason(enginev1.Reason_value[f.Reason]), Message: f.Message, At: f.At}
 	}
 	now, sameBoot := p.pools.config.Now(), record.BootID == p.pools.config.BootID
+	p.rebooted = !sameBoot
 	p.views = make([]registry.Replica, spec.Replicas)
 	for index := range p.views {
 		p.views[index] = registry.Replica{ID: p.id.Replica(index), Index: index, State: registry.ReplicaStopped}

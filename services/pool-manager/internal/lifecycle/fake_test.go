@@ -27,6 +27,7 @@ type world struct {
 	launchTime  time.Duration
 	stopTime    time.Duration
 	prepareErr  error
+	bootID      string
 
 	mu         sync.Mutex
 	prepares   int
@@ -48,7 +49,7 @@ type world struct {
 
 func newWorld() *world {
 	return &world{
-		prepareTime: time.Second, launchTime: time.Second, stopTime: 100 * time.Millisecond,
+		bootID: "boot", prepareTime: time.Second, launchTime: time.Second, stopTime: 100 * time.Millisecond,
 		launchErr: map[registry.ReplicaID]error{}, running: map[registry.ReplicaID]*engine{}, deletedLog: map[registry.PoolID]int{},
 		records: map[string]state.PoolRecord{}, left: map[registry.ReplicaID]*engine{},
 	}
@@ -62,7 +63,7 @@ func (w *world) newPools(t *testing.T) (*Pools, *registry.Registry) {
 		t.Fatal(err)
 	}
 	pools, err := New(t.Context(), Config{
-		Registry: known, Preparer: w, Machine: w, Records: w, BootID: "boot", Random: func() float64 { return 0.5 },
+		Registry: known, Preparer: w, Machine: w, Records: w, BootID: w.bootID, Random: func() float64 { return 0.5 },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -37,7 +37,9 @@ type pool struct {
 	mu sync.Mutex
 	made
 	created time.Time
-	state   registry.State // as published last; 0 before that.
+	// rebooted is whether the machine was started anew since the record of the pool was written.
+	rebooted bool
+	state    registry.State // as published last; 0 before that.
 	// loading, draining and reloading are the operation under way; at most one is not nil.
 	loading   *preload
 	draining  *drain

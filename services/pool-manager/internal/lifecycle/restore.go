@@ -238,7 +238,7 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 	p := one.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(one.adopt) == 0 && p.spec.Residency == registry.Lazy {
+	if p.rebooted && p.spec.Residency == registry.Lazy {
 		p.wanted, p.why = false, "lazy"
 		p.commitLocked()
 		for _, ends := range one.before {

@@ -206,9 +206,10 @@ func TestRestoreStartsWhatIsGone(t *testing.T) {
 		s := spec("lazy", 1)
 		s.Residency = registry.Lazy
 		mustPreload(t, pools, s)
+		w.bootID = "another boot" // The machine was started anew.
 		again, known := restart(t, w, pools, launch.Found{})
 		w.mu.Lock()
-		clear(w.running) // The machine was started anew.
+		clear(w.running)
 		w.mu.Unlock()
 		pass(5 * time.Second)
 		wantState(t, known, "a", registry.StateReady)
