@@ -84,20 +84,30 @@ func checkLocal(address net.Addr) error {
 type limited struct {
 	net.Listener
 
-	free chan struct{} // Holds one for each connection that may still be opened.
+	free   chan struct{} // Holds one for each connection that may still be opened.
+	closed chan struct{}
+	close  func() error
 }
 
 func limit(listener net.Listener, conns int) net.Listener {
-	l := &limited{Listener: listener, free: make(chan struct{}, conns)}
+	l := &limited{Listener: listener, free: make(chan struct{}, conns), closed: make(chan struct{})}
 	for range conns {
 		l.free <- struct{}{}
 	}
+	l.close = sync.OnceValue(func() error {
+		close(l.closed)
+		return listener.Close()
+	})
 	return l
 }
 
-// Accept waits for room for a connection, which must come before it can return in spite of Close, and then for one.
+// Accept waits for room for a connection, and then for one. Close ends either.
 func (l *limited) Accept() (net.Conn, error) {
-	<-l.free
+	select {
+	case <-l.free:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		l.free <- struct{}{}
@@ -105,6 +115,9 @@ func (l *limited) Accept() (net.Conn, error) {
 	}
 	return &limitedConn{Conn: conn, release: sync.OnceFunc(func() { l.free <- struct{}{} })}, nil
 }
+
+// Close stops Accept. Repeating it changes nothing.
+func (l *limited) Close() error { return l.close() }
 
 // limitedConn makes room for another connection when it is closed.
 type limitedConn struct {
