@@ -21,6 +21,7 @@ type options struct {
 	crashWhen  string        // end so only once this file exists.
 	crashOnce  string        // end so only once a file of this pattern exists, and remove that.
 	crashAfter time.Duration // end so only this long after getting ready; negative means no.
+	growOnce   string        // take a gigabyte of memory once this file exists, and remove that.
 	noise      int           // print so many bytes of output first.
 	forks      int           // start so many processes in sessions of their own, which ignore SIGTERM.
 	loadUntil  string        // answer 503 until this file exists.
@@ -83,6 +84,7 @@ const help = `----- common params -----
 --fake-crash-when FILE                  end so, with code 0 if neither is given, only once this file exists
 --fake-crash-once PATTERN               likewise, once there is a file that matches; it is removed, so each one ends one engine
 --fake-crash-after DURATION             likewise, this long after getting ready
+--fake-grow-once FILE                   take a gigabyte of memory once this file exists; it is removed, so it grows one engine
 --fake-noise N                          print so many bytes first
 --fake-forks N                          start so many processes in sessions of their own
 --fake-load-until FILE                  answer 503 until this file exists
@@ -119,7 +121,8 @@ func (o *options) values() map[string]func(string) error {
 		"--port": number(&o.port), "--parallel": number(&o.slots), "--ctx-size": number(new(int)), "--threads": number(new(int)),
 		"--fake-exit": number(&o.exit), "--fake-signal": number(&o.signal), "--fake-last-words": text(&o.lastWords),
 		"--fake-crash-when": text(&o.crashWhen), "--fake-crash-once": text(&o.crashOnce), "--fake-crash-after": duration(&o.crashAfter),
-		"--fake-noise": number(&o.noise), "--fake-forks": number(&o.forks), "--fake-load-until": text(&o.loadUntil),
+		"--fake-grow-once": text(&o.growOnce),
+		"--fake-noise":     number(&o.noise), "--fake-forks": number(&o.forks), "--fake-load-until": text(&o.loadUntil),
 		"--fake-hold": text(&o.hold), "--fake-pause": duration(&o.pause), "--fake-model-id": text(&o.modelID),
 		"--fake-behave":      func(value string) error { o.behave = append(o.behave, value); return nil },
 		"--fake-behave-when": text(&o.behaveWhen),

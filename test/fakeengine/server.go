@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -62,6 +63,7 @@ func (s *server) serve(log io.Writer, terms <-chan os.Signal) int {
 		return s.crash(log)
 	}
 	s.ready.Store(true)
+	go s.grow()
 	if s.listener != nil {
 		fmt.Fprintf(log, "server is listening on http://%s\n", s.listener.Addr())
 	}
@@ -135,6 +137,27 @@ func (s *server) crashesNow() bool {
 		}
 	}
 	return false
+}
+
+// grow takes memory, and keeps it, when a file says so.
+func (s *server) grow() {
+	if s.growOnce == "" {
+		return
+	}
+	for os.Remove(s.growOnce) != nil {
+		<-time.After(lookEvery)
+	}
+	const page, step, whole = 4 << 10, 16 << 20, 1 << 30
+	var taken [][]byte
+	for range whole / step {
+		more := make([]byte, step)
+		for i := 0; i < step; i += page {
+			more[i] = 1 // memory that nobody has written to is not taken
+		}
+		taken = append(taken, more)
+	}
+	<-make(chan struct{}) // taken must not be given back
+	runtime.KeepAlive(taken)
 }
 
 // tooOld has a value when it has been ready long enough to crash.

@@ -111,6 +111,7 @@ func (n *Node) end(tb testing.TB) {
 		left = append(left, d.faults(tb)...)
 	}
 	left = append(append(left, n.runtimeLeftovers()...), n.fileLeftovers()...)
+	left = append(left, n.badRecords()...)
 	for _, line := range left {
 		tb.Errorf("audit: %s", line)
 	}

@@ -17,6 +17,8 @@ import (
 const (
 	// programsVar is how Main tells the tests where the programs are.
 	programsVar = "ROUNDHOUSE_TEST_PROGRAMS"
+	// failing is the folder, beside the programs, of those with failpoints.
+	failing = "failing"
 	// cacheVar overrules where the tests' shared store is.
 	cacheVar = "ROUNDHOUSE_TEST_CACHE"
 )
@@ -70,11 +72,15 @@ func build(dir string) error {
 	if err != nil {
 		return err
 	}
+	if err := os.Mkdir(filepath.Join(dir, failing), 0o755); err != nil {
+		return err
+	}
 	for _, args := range [][]string{
-		{"-race", "./services/provisioner/cmd/engine-provisioner", "./services/pool-manager/cmd/pool-managerd", "./cmd/roundhouse"},
-		{"./test/fakeengine"}, // it stands for engines, which start fast
+		{"-o", dir, "-race", "./services/provisioner/cmd/engine-provisioner", "./services/pool-manager/cmd/pool-managerd", "./cmd/roundhouse"},
+		{"-o", filepath.Join(dir, failing), "-race", "-tags", "failpoint", "./services/pool-manager/cmd/pool-managerd"},
+		{"-o", dir, "./test/fakeengine"}, // it stands for engines, which start fast
 	} {
-		command := exec.Command("go", append([]string{"build", "-buildvcs=false", "-o", dir}, args...)...)
+		command := exec.Command("go", append([]string{"build", "-buildvcs=false"}, args...)...)
 		command.Dir = root
 		if text, err := command.CombinedOutput(); err != nil {
 			return fmt.Errorf("build the programs: %w\n%s", err, text)

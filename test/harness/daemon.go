@@ -32,13 +32,14 @@ type Daemon struct {
 	asked bool          // the test has ended it, or knows that it ends.
 }
 
-// run starts a program of the node with its output in a file, in a process group of its own. If the test is killed, the
-// program is asked to end.
-func (n *Node) run(tb testing.TB, program string, args []string) *Daemon {
+// run starts a program of the node with its output in a file, in a process group of its own, with more variables in its
+// environment. If the test is killed, the program is asked to end.
+func (n *Node) run(tb testing.TB, program string, args []string, env ...string) *Daemon {
 	tb.Helper()
+	name := filepath.Base(program)
 	d := &Daemon{
-		Name: program,
-		log:  n.Path(program + "-" + strconv.Itoa(len(n.daemons)) + ".log"),
+		Name: name,
+		log:  n.Path(name + "-" + strconv.Itoa(len(n.daemons)) + ".log"),
 		cmd:  exec.Command(filepath.Join(programs(tb), program), args...),
 		done: make(chan struct{}),
 	}
@@ -48,7 +49,7 @@ func (n *Node) run(tb testing.TB, program string, args []string) *Daemon {
 	}
 	defer log.Close()
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.Env = append(os.Environ(), "TMPDIR="+n.tmp)
+	d.cmd.Env = append(append(os.Environ(), "TMPDIR="+n.tmp), env...)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	started := make(chan error)
 	go func() { // Pdeathsig follows the thread that started the program, so the thread stays.

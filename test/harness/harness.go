@@ -117,10 +117,16 @@ func (n *Node) StartProvisioner(tb testing.TB) {
 	n.awaitServing(tb, n.Provisioner, n.ProvisionerAddress(), provisionerv1.ProvisionerService_ServiceDesc.ServiceName)
 }
 
-// StartPoolManager starts the pool manager and returns when it serves.
-func (n *Node) StartPoolManager(tb testing.TB) {
+// StartPoolManager starts the pool manager, with more flags, and returns when it serves.
+func (n *Node) StartPoolManager(tb testing.TB, flags ...string) {
 	tb.Helper()
-	n.PoolManager = n.RunPoolManager(tb)
+	n.PoolManager = n.RunPoolManager(tb, flags...)
+	n.AwaitPoolManager(tb)
+}
+
+// AwaitPoolManager waits until the pool manager that was started last serves.
+func (n *Node) AwaitPoolManager(tb testing.TB) {
+	tb.Helper()
 	n.awaitServing(tb, n.PoolManager, n.PoolManagerAddress(), poolv1.PoolManagerService_ServiceDesc.ServiceName)
 }
 
@@ -135,12 +141,17 @@ func (n *Node) RunProvisioner(tb testing.TB, flags ...string) *Daemon {
 // RunPoolManager starts a pool manager of the node with more flags and does not wait for it.
 func (n *Node) RunPoolManager(tb testing.TB, flags ...string) *Daemon {
 	tb.Helper()
+	return n.runPoolManager(tb, "pool-managerd", flags)
+}
+
+func (n *Node) runPoolManager(tb testing.TB, program string, flags []string, env ...string) *Daemon {
+	tb.Helper()
 	args := []string{
 		"--listen", n.PoolManagerAddress(), "--state-dir", n.State, "--provisioner", n.ProvisionerAddress(),
 		"--store-root", n.Store, "--store-root", n.Root, "--log-level", "debug",
 	}
 	args = append(args, n.configFlags(tb, "pool-manager.yaml", n.config.PoolManagerConfig)...)
-	return n.run(tb, "pool-managerd", append(append(args, n.config.PoolManager...), flags...))
+	return n.run(tb, program, append(append(args, n.config.PoolManager...), flags...), env...)
 }
 
 func (n *Node) configFlags(tb testing.TB, name, text string) []string {

@@ -76,13 +76,14 @@ func bans() []ban {
 	}
 }
 
-// processes keeps the power over processes in three packages.
+// processes keeps the power over processes in few packages.
 func processes() ban {
 	return ban{
 		name: "processes-in-one-place",
 		why:  "who may start or signal a process must verify its identity and own its tree; that is proven once",
 		in:   []string{"pkg", "services", "cmd"},
 		except: []string{
+			"pkg/failpoint",
 			"services/pool-manager/internal/process",
 			"services/provisioner/internal/runner",
 			"cmd/roundhouse/internal/demo",

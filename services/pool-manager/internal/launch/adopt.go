@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
@@ -40,6 +41,7 @@ func (l *Launcher) Adopt(ctx context.Context, leftover Leftover, request Request
 		err = e.lost(lost)
 	}
 	if err == nil {
+		failpoint.Hit(failpoint.AdoptAttached)
 		e.keepLog(ctx)
 		if !e.wasReady() {
 			stage(e.stage(registry.PhaseLoading))
@@ -49,6 +51,7 @@ func (l *Launcher) Adopt(ctx context.Context, leftover Leftover, request Request
 	if err != nil {
 		return e.fail(ctx, err)
 	}
+	failpoint.Hit(failpoint.AdoptProven)
 	if !request.Quiet {
 		if err := e.Offer(); err != nil {
 			l.config.Logger.Warn("handoff file was not written", zap.String("replica_id", string(request.Replica)), zap.Error(err))

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/probe"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
@@ -133,6 +134,7 @@ func (e *Engine) saveReady() {
 			e.launcher.config.Logger.Warn("it is not on record that the engine is ready",
 				zap.String("replica_id", string(e.request.Replica)), zap.Error(err))
 		}
+		failpoint.Hit(failpoint.StartReady)
 	})
 }
 
@@ -196,8 +198,12 @@ func (e *Engine) settleDown() {
 func (e *Engine) clear() error {
 	e.settleDown()
 	withdrawn := e.Withdraw()
+	failpoint.Hit(failpoint.StopEnded)
 	e.note(e.exit()) // G7: before the record, which is what makes a later manager look for it.
-	return errors.Join(withdrawn, e.launcher.config.Records.Remove(e.record.Key()))
+	failpoint.Hit(failpoint.StopNoted)
+	removed := e.launcher.config.Records.Remove(e.record.Key())
+	failpoint.Hit(failpoint.StopCleared)
+	return errors.Join(withdrawn, removed)
 }
 
 // fail is what Launch and Adopt return for an engine that has failed with err.

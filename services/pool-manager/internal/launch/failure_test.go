@@ -306,7 +306,9 @@ func TestProcessThatCannotBeRecorded(t *testing.T) {
 func TestEngineThatCannotBeOffered(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	a := w.fail(t.Context(), t, request(t, ready()), func(Stage) {
+	must := request(t, ready())
+	must.MustOffer = true
+	a := w.fail(t.Context(), t, must, func(Stage) {
 		if err := os.RemoveAll(w.handoffDir); err != nil {
 			t.Fatal(err)
 		}

@@ -23,6 +23,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
@@ -99,6 +100,8 @@ type Request struct {
 	Port uint16
 	// Quiet does not Offer the engine when it is ready.
 	Quiet bool
+	// MustOffer makes a handoff file that cannot be written a failure. Otherwise it is logged: an engine that serves matters more.
+	MustOffer bool
 	// StartupTimeout; 0 means what the contract says, or 10 minutes if it says nothing.
 	StartupTimeout time.Duration
 	// LoadStallLimit ends a load of which nothing has moved for so long; 0 means 120 s.
@@ -181,10 +184,16 @@ func (l *Launcher) Launch(ctx context.Context, request Request, stage func(Stage
 	stage(e.stage(registry.PhaseLoading))
 	if err = l.config.Records.Save(e.record); err == nil { // Which process was made.
 		e.recorded = true
+		failpoint.Hit(failpoint.StartRecorded)
 		err = e.prove(ctx, limits, stage)
 	}
 	if err == nil && !request.Quiet {
-		err = e.Offer()
+		failpoint.Hit(failpoint.StartProven)
+		if err = e.Offer(); err != nil && !request.MustOffer {
+			l.config.Logger.Warn("handoff was not written", zap.String("replica_id", string(request.Replica)), zap.Error(err))
+			err = nil
+		}
+		failpoint.Hit(failpoint.StartOffered)
 	}
 	if err != nil {
 		return e.fail(ctx, err)

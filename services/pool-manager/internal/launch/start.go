@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
@@ -73,6 +74,7 @@ func (l *Launcher) spawn(ctx context.Context, request Request, how plan, began t
 		_ = l.config.Records.Remove(record.Key())
 		return nil, err
 	}
+	failpoint.Hit(failpoint.StartIntended)
 	running, err := l.config.Host.Spawn(process.Command{
 		Executable: record.Executable,
 		Args:       how.args,
@@ -89,6 +91,7 @@ func (l *Launcher) spawn(ctx context.Context, request Request, how plan, began t
 		l.noteUnmade(ctx, request, began, err)
 		return nil, errors.Join(err, l.config.Records.Remove(record.Key()), l.config.Logs.Remove(logPath))
 	}
+	failpoint.Hit(failpoint.StartSpawned)
 	record.Identity = running.Identity()
 	record.Phase, record.StartedAt = state.Started, time.Now()
 	e := newEngine(l, request, running, record, how)

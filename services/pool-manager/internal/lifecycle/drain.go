@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
@@ -243,18 +244,22 @@ func (p *pool) current() *registry.Pool {
 func (p *pool) drain(ctx context.Context, d *drain) {
 	began := p.pools.config.Now()
 	p.withdraw()
+	failpoint.Hit(failpoint.DrainWithdrawn)
 	counts, idle := awaitIdle(ctx, p.members, func(counts map[*replica]count) {
 		d.tell(DrainProgress{InFlight: total(counts), Known: allKnown(counts), Remaining: d.remaining(time.Now())})
 	})
 	d.timer.Stop()
 	d.reached(nil)
+	failpoint.Hit(failpoint.DrainIdle)
 	if !idle && d.givesUp() {
 		d.result.GaveUp = true
 	} else {
 		d.result.Forced = !idle
 		d.tell(DrainProgress{Stopping: true, InFlight: total(counts), Known: allKnown(counts)})
 		p.unwant(d)
+		failpoint.Hit(failpoint.DrainUnwanted)
 		d.err = p.stopAll(d, counts)
+		failpoint.Hit(failpoint.DrainStopped)
 	}
 	d.result.Duration = p.pools.config.Now().Sub(began)
 	p.finishDrain(d)

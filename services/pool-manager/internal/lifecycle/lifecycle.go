@@ -24,6 +24,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 )
@@ -186,6 +187,7 @@ func (p *Pools) Delete(id registry.PoolID) error {
 		pool.mu.Unlock()
 		return err
 	}
+	failpoint.Hit(failpoint.DeleteRemoved)
 	p.log.Info("pool deleted", zap.String("pool_id", string(id)))
 	if err := p.forget(pool); err != nil {
 		return reason.New(reason.StorageFailed, fmt.Sprintf("delete the logs of pool %s", id), reason.Cause(err),
@@ -201,6 +203,7 @@ func (p *Pools) forget(pool *pool) error {
 	defer p.mu.Unlock()
 	delete(p.pools, pool.id)
 	p.config.Registry.Delete(pool.id)
+	failpoint.Hit(failpoint.DeleteForgotten)
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/progress"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
@@ -318,6 +319,7 @@ func (p *pool) prepareAndStart(ctx context.Context, load *preload) (processes bo
 		return false, err
 	}
 	load.hub.Close(progress.Outcome{})
+	failpoint.Hit(failpoint.PreloadPrepared)
 	if err := p.pools.awaitAside(ctx, p.id); err != nil {
 		return false, err
 	}
@@ -379,6 +381,7 @@ func bind(ctx context.Context, replicas []*replica) func() bool {
 
 // own makes it durable that the pool is to serve, and has its replicas started again from now on when they fail.
 func (p *pool) own(replicas []*replica) error {
+	failpoint.Hit(failpoint.PreloadReady)
 	p.mu.Lock()
 	for _, r := range replicas {
 		if p.crew[r.index] != r || r.view.State != registry.ReplicaReady {
@@ -395,6 +398,7 @@ func (p *pool) own(replicas []*replica) error {
 	saved := p.commitLocked()
 	p.mu.Unlock()
 	err := <-saved
+	failpoint.Hit(failpoint.PreloadCommitted)
 	if err != nil {
 		p.mu.Lock()
 		p.wanted, p.keeper.durable = false, before

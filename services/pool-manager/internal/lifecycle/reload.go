@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
@@ -245,6 +246,7 @@ func (p *pool) replace(ctx context.Context, l *reload) error {
 		}
 		l.target.prepared = prepared
 	}
+	failpoint.Hit(failpoint.ReloadPrepared)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -254,6 +256,7 @@ func (p *pool) replace(ctx context.Context, l *reload) error {
 		if err := p.stopOld(ctx, l); err != nil {
 			return p.rollBack(l, err, stoppedAt)
 		}
+		failpoint.Hit(failpoint.ReloadOldStopped)
 	}
 	old, err := p.makeNew(ctx, l)
 	if err != nil && l.result.Action == BreakBeforeMake {
@@ -275,9 +278,11 @@ func (p *pool) makeNew(ctx context.Context, l *reload) ([]*replica, error) {
 	candidates := p.addCandidates(l)
 	bound := bind(ctx, candidates)
 	err := awaitReady(candidates)
+	failpoint.Hit(failpoint.ReloadStarted)
 	if err == nil && l.options.Proof.Prompt != "" {
 		p.enter(l, registry.ReloadProving)
 		err = proveAll(ctx, candidates, l.options.Proof)
+		failpoint.Hit(failpoint.ReloadProven)
 	}
 	if !bound() && err == nil {
 		err = context.Cause(ctx)
@@ -360,9 +365,11 @@ func (p *pool) switchOver(l *reload, candidates []*replica) ([]*replica, error) 
 		return nil, err
 	}
 
+	failpoint.Hit(failpoint.ReloadCommitted)
 	p.mu.Lock()
 	replaced := p.takeOverLocked(l, candidates, views)
 	p.mu.Unlock()
+	failpoint.Hit(failpoint.ReloadSwitched)
 	for _, r := range candidates {
 		if engine := r.serving(); engine != nil {
 			if err := engine.Offer(); err != nil {
@@ -370,6 +377,7 @@ func (p *pool) switchOver(l *reload, candidates []*replica) ([]*replica, error) 
 			}
 		}
 	}
+	failpoint.Hit(failpoint.ReloadOffered)
 	close(l.undone)
 	return replaced, nil
 }
@@ -417,8 +425,11 @@ func (p *pool) retire(l *reload, old []*replica) error {
 	case <-p.pools.ending:
 	}
 	counts := l.drain(p.pools.base, old, l.options.DrainDeadline-grace)
+	failpoint.Hit(failpoint.ReloadDrained)
 	l.result.RequestsCut += total(counts)
-	return shutAll(old, "reload", counts, errReplaced)
+	err := shutAll(old, "reload", counts, errReplaced)
+	failpoint.Hit(failpoint.ReloadRetired)
+	return err
 }
 
 // switchGrace is how long engines that have been replaced serve on at least, if their deadline allows: who has read the old
@@ -461,6 +472,7 @@ func (p *pool) stopOld(ctx context.Context, l *reload) error {
 // rollBack starts the old engines again, waits until they serve or have failed, and returns why with how that went.
 func (p *pool) rollBack(l *reload, cause error, stoppedAt time.Time) error {
 	p.enter(l, registry.ReloadRollingBack)
+	failpoint.Hit(failpoint.ReloadRollingBack)
 	var replicas []*replica
 	p.update(func() {
 		for index := range p.views {

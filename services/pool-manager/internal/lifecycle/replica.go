@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
@@ -225,7 +226,7 @@ func (r *replica) start(by string) (Engine, error) {
 	request := launch.Request{
 		Pool: p.id, Replica: p.id.Replica(r.index), Index: r.index, Prepared: r.prepared, Port: r.spec.Port,
 		StartupTimeout: r.spec.StartupTimeout, LoadStallLimit: r.spec.Health.LoadStallLimit,
-		Edition: r.edition, StartedBy: by, Quiet: r.quiet,
+		Edition: r.edition, StartedBy: by, Quiet: r.quiet, MustOffer: by == "preload",
 	}
 	p.update(func() {
 		if p.crew[r.index] == r { // What can change live may have changed since the last start.
@@ -357,6 +358,7 @@ func (r *replica) again(failure supervision.Failure, err error) bool {
 	p.publishLocked()
 	p.mu.Unlock()
 
+	failpoint.Hit(failpoint.RestartDecided)
 	if decision.Verdict == supervision.BreakerOpened {
 		p.pools.config.Observer.BreakerOpened()
 	}

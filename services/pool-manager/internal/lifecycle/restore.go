@@ -13,7 +13,9 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
@@ -36,6 +38,7 @@ func (p *Pools) Restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.RestoreLoaded)
 	for _, record := range loaded.Pools {
 		p.remember(record)
 	}
@@ -52,6 +55,7 @@ func (p *Pools) Restore(ctx context.Context) error {
 	p.config.Machine.KeepOnly(p.known())
 	adopting := p.resume(restoring)
 	p.settleAdoption(ctx, adopting)
+	failpoint.Hit(failpoint.RestoreAdopted)
 	return nil
 }
 
@@ -64,9 +68,37 @@ func (p *Pools) remember(record state.PoolRecord) {
 		p.unreadable(id, fmt.Sprintf("its record cannot be used: %v", err))
 		return
 	}
+	if err := p.recallExits(pool); err != nil {
+		p.log.Warn("how engines have ended is not known", zap.String("pool_id", record.PoolID), zap.Error(err))
+	}
 	p.mu.Lock()
 	p.pools[id] = pool
 	p.mu.Unlock()
+}
+
+// recallExits tells how the engines have ended of replicas that were given up.
+func (p *Pools) recallExits(pool *pool) error {
+	given := false
+	for _, track := range pool.tracks {
+		given = given || track.GaveUp
+	}
+	if !given {
+		return nil
+	}
+	starts, err := p.config.Records.Starts(string(pool.id))
+	for _, start := range slices.Backward(starts) { // The newest comes last.
+		if start.Replica < len(pool.views) && pool.tracks[start.Replica].GaveUp {
+			pool.views[start.Replica].Exit = exitOf(start)
+		}
+	}
+	return err
+}
+
+func exitOf(start state.StartRecord) *registry.Exit {
+	return &registry.Exit{
+		Class: enginev1.ExitClass(enginev1.ExitClass_value["EXIT_CLASS_"+start.Class]), Code: start.Code, Signal: start.Signal,
+		Uptime: start.Uptime, Ended: start.EndedAt, LastLines: start.LastLines, RequestsCut: start.RequestsCut,
+	}
 }
 
 // unreadable makes a FAILED pool of which nothing is known but its id.
@@ -186,6 +218,7 @@ func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
 			err := end(ctx)
 			cancel()
 			if err == nil {
+				failpoint.Hit(failpoint.LeftoverEnded)
 				return
 			}
 			p.log.Error("an engine of an earlier manager could not be ended", zap.String("pool_id", string(id)), zap.Error(err))
@@ -240,6 +273,7 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 	defer p.mu.Unlock()
 	if p.rebooted && p.spec.Residency == registry.Lazy {
 		p.wanted, p.why = false, "lazy"
+		failpoint.Hit(failpoint.RestoreUnloaded)
 		p.commitLocked()
 		for _, ends := range one.before {
 			for _, end := range ends {
@@ -251,7 +285,7 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 	for index := range p.views {
 		if p.tracks[index].GaveUp { // The same start would end the same way: ResetBreaker, Preload or Reload start it.
 			p.views[index].State = registry.ReplicaFailed
-			p.failure = &registry.Failure{Reason: reason.EngineExited, Message: fmt.Sprintf("replica %s was given up", p.id.Replica(index)), At: p.pools.config.Now()}
+			p.failure = p.exited(p.views[index])
 			continue
 		}
 		r := p.newReplica(index, p.made, "restore")

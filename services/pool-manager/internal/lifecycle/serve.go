@@ -8,6 +8,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
@@ -161,6 +162,7 @@ func (r *replica) bury(engine Engine) (registry.Exit, error) {
 	ctx, cancel := context.WithTimeout(r.pool.pools.base, stopLimit)
 	defer cancel()
 	exit, err := engine.Bury(ctx)
+	failpoint.Hit(failpoint.RestartBuried)
 	p := r.pool
 	p.mu.Lock()
 	r.engine = nil

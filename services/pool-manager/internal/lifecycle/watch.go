@@ -6,6 +6,9 @@ import (
 	"context"
 	"time"
 
+	"go.uber.org/zap"
+
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/supervision"
 )
 
@@ -38,6 +41,7 @@ func (r *replica) watch(ctx context.Context, engine Engine, hung chan<- string) 
 				observer.HealthCheck("unanswered")
 			}
 			liveness, finding = liveness.Observe(limitsOf(health, engine), sample)
+			r.keepOffered(engine)
 			timer.Reset(health.Interval)
 		}
 		if ctx.Err() != nil {
@@ -61,6 +65,25 @@ func (r *replica) watch(ctx context.Context, engine Engine, hung chan<- string) 
 		}
 		r.active(liveness.LastActive())
 	}
+}
+
+// keepOffered writes the handoff file of an engine that serves if that was not possible before.
+func (r *replica) keepOffered(engine Engine) {
+	if !r.isReady() {
+		return
+	}
+	if err := engine.Offer(); err != nil {
+		r.pool.pools.log.Warn("handoff is not written yet", r.fields(zap.Error(err))...)
+	}
+	if !r.isReady() { // It was to be withdrawn meanwhile.
+		_ = engine.Withdraw() // The end of the engine withdraws it again.
+	}
+}
+
+func (r *replica) isReady() bool {
+	r.pool.mu.Lock()
+	defer r.pool.mu.Unlock()
+	return r.pool.crew[r.index] == r && r.view.State == registry.ReplicaReady
 }
 
 func canaryResult(err error) string {

@@ -5,6 +5,8 @@ package state
 import (
 	"errors"
 	"path/filepath"
+
+	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 )
 
 // save puts a record on disk as Save promises.
@@ -28,12 +30,14 @@ func (s *Store) put(k kind, name string, text []byte) error {
 	if err := s.scratch.write(temp, text); err != nil {
 		return err
 	}
+	failpoint.Hit(failpoint.RecordWritten)
 	final := s.path(k.dir, name)
 	replaced, err := s.place(k, temp, final)
 	if err != nil {
 		s.scratch.discard(temp)
 		return err
 	}
+	failpoint.Hit(failpoint.RecordPlaced)
 	// G12: without this the new name itself may be lost.
 	if err := s.fs.SyncDir(filepath.Dir(final)); err != nil {
 		if replaced > 0 {
@@ -52,7 +56,7 @@ func (s *Store) put(k kind, name string, text []byte) error {
 func (s *Store) place(k kind, temp, final string) (replaced int64, err error) {
 	if k.spares {
 		size, err := s.fs.Size(final)
-		if err != nil && !isMissing(err) && !errors.Is(err, errNotRegular) {
+		if err != nil && !isMissing(err) && !errors.Is(err, ErrNotRegular) {
 			return 0, err
 		}
 		if size > 0 {
@@ -79,13 +83,14 @@ func (s *Store) takeAway(k kind, name string) error {
 	if err == nil {
 		err = s.fs.Rename(path, temp)
 	}
-	if errors.Is(err, errNotRegular) {
+	if errors.Is(err, ErrNotRegular) {
 		size, err = 0, s.fs.Remove(path)
 	}
 	if err != nil && !isMissing(err) {
 		return err
 	}
 	moved := err == nil && size > 0
+	failpoint.Hit(failpoint.RecordTaken)
 	if err := s.fs.SyncDir(s.path(k.dir)); err != nil {
 		if moved {
 			s.scratch.discard(temp)

@@ -11,8 +11,8 @@ import (
 // pool what its engine was prepared as: a message of at most 4 MiB, in base64.
 const maxRecordBytes = 8 << 20
 
-// errNotRegular says that a name where a record belongs is no file.
-var errNotRegular = errors.New("not a regular file")
+// ErrNotRegular says that a name where a record belongs is no file.
+var ErrNotRegular = errors.New("not a regular file")
 
 // FS is the disk below a Store. Paths are absolute. Writing is durable only as far as a sync says: File.Sync for the
 // content of a file, SyncDir for the names in a directory.
@@ -21,9 +21,9 @@ type FS interface {
 	Mkdir(dir string) error
 	// Create opens a file for writing from its start. One that is there is written over in place and keeps its length.
 	Create(path string) (File, error)
-	// ReadFile fails for what is no regular file, without waiting.
+	// ReadFile is ErrNotRegular for what is no regular file, without waiting.
 	ReadFile(path string) ([]byte, error)
-	// Size is the length of a regular file in bytes; anything else is an error.
+	// Size is the length of a regular file in bytes; anything else is ErrNotRegular.
 	Size(path string) (int64, error)
 	ReadDir(dir string) (names []string, err error)
 	// Rename replaces a file of the new name.

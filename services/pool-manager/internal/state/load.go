@@ -68,7 +68,7 @@ func load[T content](s *Store, names []string) (found []T, aside []Quarantined, 
 		if isMissing(bad) {
 			continue
 		}
-		if bad != nil && !errors.Is(bad, errNotRegular) {
+		if bad != nil && !errors.Is(bad, ErrNotRegular) {
 			return found, aside, bad
 		}
 		if bad == nil {

@@ -182,7 +182,7 @@ func (m *memFS) ReadFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if f.names != nil {
-		return nil, errNotRegular
+		return nil, ErrNotRegular
 	}
 	return slices.Clone(f.data), nil
 }
@@ -196,7 +196,7 @@ func (m *memFS) Size(path string) (int64, error) {
 		return 0, err
 	}
 	if f.names != nil {
-		return 0, errNotRegular
+		return 0, ErrNotRegular
 	}
 	return int64(len(f.data)), nil
 }

@@ -56,7 +56,7 @@ func (osFS) Size(path string) (int64, error) {
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, errNotRegular
+		return 0, ErrNotRegular
 	}
 	return info.Size(), nil
 }
