@@ -30,7 +30,8 @@ func TestRefusalsSayWhatIsTaken(t *testing.T) {
 	}{
 		{
 			"no message", &poolv1.PreloadRequest{}, ``,
-			"spec: is missing: give one, which has pool_id, prepare, prepared_id, replicas, port, startup_timeout",
+			"spec: is missing: give one, which has pool_id, prepare, prepared_id, replicas, port, startup_timeout, " +
+				"restart, health, residency, idle_timeout, priority, labels",
 		},
 		{
 			"none of several", &poolv1.PreloadRequest{}, `spec { pool_id: "a" }`,

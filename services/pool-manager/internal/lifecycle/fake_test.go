@@ -199,6 +199,8 @@ func (w *world) LoadPools() (state.LoadedPools, error) {
 
 func (w *world) Starts(string) ([]state.StartRecord, error) { return nil, nil }
 
+func (w *world) Generations(string) (map[int]uint64, error) { return nil, nil }
+
 func (w *world) RemoveStarts(string) error { return nil }
 
 func (w *world) DeleteLogs(id registry.PoolID) error {

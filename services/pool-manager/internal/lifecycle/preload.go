@@ -278,6 +278,7 @@ func (p *pool) load(ctx context.Context, load *preload) {
 // made, unless our own disk was at fault, or if one is left that could not be stopped; STOPPED if it was drained; else as it was
 // before.
 func (p *pool) finishLoad(ctx context.Context, load *preload, processes bool, err error) *registry.Pool {
+	saved := done(nil)
 	p.mu.Lock()
 	p.loading = nil
 	switch {
@@ -286,9 +287,11 @@ func (p *pool) finishLoad(ctx context.Context, load *preload, processes bool, er
 		return p.publishLocked()
 	case reason.Of(err) == reason.StopFailed || processes && ctx.Err() == nil && !isStorage(err):
 		p.wanted, p.why, p.failure = false, "failed", p.failed(err)
+		saved = p.commitLocked() // Whatever it was to be before, it is not any more.
 		p.publishLocked()
 	case errors.Is(context.Cause(ctx), errDrained):
 		p.wanted, p.why, p.failure = false, "drain", nil
+		saved = p.commitLocked()
 		p.publishLocked()
 	case load.known:
 		p.made = load.before
@@ -298,6 +301,7 @@ func (p *pool) finishLoad(ctx context.Context, load *preload, processes bool, er
 	}
 	gone := p.gone
 	p.mu.Unlock()
+	<-saved // One that fails is logged, and tried again.
 	if gone {
 		if err := p.pools.forget(p); err != nil {
 			p.pools.log.Warn("logs of a load that left nothing were not deleted", zap.String("pool_id", string(p.id)), zap.Error(err))
@@ -323,6 +327,9 @@ func (p *pool) prepareAndStart(ctx context.Context, load *preload) (processes bo
 	if err := p.pools.awaitAside(ctx, p.id); err != nil {
 		return false, err
 	}
+	if err := p.recallGenerations(); err != nil {
+		return false, err
+	}
 	if ctx.Err() != nil {
 		return false, context.Cause(ctx)
 	}
@@ -340,6 +347,21 @@ func (p *pool) prepareAndStart(ctx context.Context, load *preload) (processes bo
 		err = undo(replicas, err)
 	}
 	return slices.ContainsFunc(replicas, func(r *replica) bool { return r.madeProcess }), err
+}
+
+// recallGenerations has a pool go on counting its starts where those are that are on record: also after a load that a crash has
+// cut short, a start that nobody wrote into the record of the pool, or the loss of that record.
+func (p *pool) recallGenerations() error {
+	highest, err := p.pools.config.Records.Generations(string(p.id))
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for index, generation := range highest {
+		p.generations[index] = max(p.generations[index], generation)
+	}
+	return nil
 }
 
 // prepare gets an engine and a model ready to run, as the spec says.

@@ -68,8 +68,8 @@ func (p *Pools) remember(record state.PoolRecord) {
 		p.unreadable(id, fmt.Sprintf("its record cannot be used: %v", err))
 		return
 	}
-	if err := p.recallExits(pool); err != nil {
-		p.log.Warn("how engines have ended is not known", zap.String("pool_id", record.PoolID), zap.Error(err))
+	if err := errors.Join(pool.recallGenerations(), p.recallExits(pool)); err != nil {
+		p.log.Warn("how earlier engines have ended is not known", zap.String("pool_id", record.PoolID), zap.Error(err))
 	}
 	p.mu.Lock()
 	p.pools[id] = pool

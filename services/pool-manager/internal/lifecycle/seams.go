@@ -71,6 +71,7 @@ type Records interface {
 	RemovePool(id string) error
 	LoadPools() (state.LoadedPools, error)
 	Starts(pool string) ([]state.StartRecord, error)
+	Generations(pool string) (map[int]uint64, error)
 	RemoveStarts(pool string) error
 }
 

@@ -185,6 +185,8 @@ func (n *node) Starts(pool string) ([]state.StartRecord, error) {
 	}, nil
 }
 
+func (n *node) Generations(string) (map[int]uint64, error) { return nil, nil }
+
 func (n *node) RemoveStarts(string) error { return nil }
 
 // be changes the node, or looks at it.

@@ -5,6 +5,7 @@ package state
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -167,6 +168,26 @@ func (s *Store) Starts(poolID string) ([]StartRecord, error) {
 	}
 	slices.SortFunc(starts, newestFirst)
 	return starts, nil
+}
+
+// Generations tells the highest generation of each replica of a pool, by index, of which a start is kept. It reads names only.
+func (s *Store) Generations(poolID string) (map[int]uint64, error) {
+	if err := checkReplica(poolID, 0); err != nil {
+		return nil, err
+	}
+	names, err := s.startNames(poolID)
+	if err != nil {
+		return nil, storageError("list the starts of pool "+poolID, err)
+	}
+	highest := map[int]uint64{}
+	for _, name := range names {
+		var index int
+		var generation uint64
+		if _, err := fmt.Sscanf(filepath.Base(name), "%d-g%d"+suffix, &index, &generation); err == nil && index >= 0 {
+			highest[index] = max(highest[index], generation)
+		}
+	}
+	return highest, nil
 }
 
 // RemoveStarts deletes all that is kept of the starts of a pool. If there is nothing, that is no error. No start of the

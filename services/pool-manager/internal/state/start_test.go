@@ -213,3 +213,20 @@ func TestStartsAtOnce(t *testing.T) {
 		t.Errorf("in quarantine: %v, %v", aside, err)
 	}
 }
+
+func TestGenerations(t *testing.T) {
+	t.Parallel()
+	s := openDir(t, t.TempDir())
+	for _, start := range []StartRecord{{PoolID: "a", Generation: 2}, {PoolID: "a", Generation: 11}, {PoolID: "a", Replica: 3, Generation: 7}, {PoolID: "b", Generation: 40}} {
+		if err := s.SaveStart(start); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.Generations("a")
+	if diff := cmp.Diff(map[int]uint64{0: 11, 3: 7}, got); diff != "" || err != nil {
+		t.Errorf("generations (-want +got), %v:\n%s", err, diff)
+	}
+	if got, err := s.Generations("nobody"); len(got) > 0 || err != nil {
+		t.Errorf("of an unknown pool: %v, %v", got, err)
+	}
+}
