@@ -48,13 +48,14 @@ func (e *Engine) Activity(ctx context.Context) (Activity, error) {
 	return Activity{InFlight: load.InFlight, Counters: load.Counters, HasCounters: load.HasCounters}, nil
 }
 
-// CPU is the processor time that the engine's processes have used; 0 if it cannot be read.
+// CPU is the processor time that the engine's processes have used; 0 if it cannot be read, and more if it can: an engine that has
+// used less than a tick of the kernel's clock must not look like one that cannot be judged.
 func (e *Engine) CPU() time.Duration {
 	vitals, err := e.process.Vitals()
 	if err != nil {
 		return 0
 	}
-	return vitals.CPU
+	return max(vitals.CPU, time.Nanosecond)
 }
 
 // HasCanary is whether the engine's contract says how it is asked to compute.

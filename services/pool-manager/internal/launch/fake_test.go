@@ -4,6 +4,7 @@ package launch
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync"
 	"syscall"
@@ -33,6 +34,8 @@ type fakeWorld struct {
 	starts  []state.StartRecord
 	saves   chan struct{} // nil: a save takes no time; else it waits for a value.
 	running *fakeProcess
+	// requests are how many the engine has, at times since its start; less than 0 is no answer, nil is none.
+	requests func(since time.Duration) int
 }
 
 func (w *fakeWorld) launcher(t *testing.T) *Launcher {
@@ -181,8 +184,15 @@ func (fakeProber) Identify(context.Context, netip.AddrPort, probe.Field, string)
 
 func (fakeProber) Count(context.Context, netip.AddrPort, probe.Field) (int, error) { return 1, nil }
 
-func (fakeProber) Activity(context.Context, netip.AddrPort, probe.Activity) (probe.Load, error) {
-	return probe.Load{}, nil
+func (p fakeProber) Activity(context.Context, netip.AddrPort, probe.Activity) (probe.Load, error) {
+	if p.requests == nil {
+		return probe.Load{}, nil
+	}
+	requests := p.requests(time.Since(p.running.started))
+	if requests < 0 {
+		return probe.Load{}, errors.New("connection refused")
+	}
+	return probe.Load{InFlight: requests}, nil
 }
 
 func (fakeProber) Complete(context.Context, netip.AddrPort, probe.Completion, string, int) (probe.Answer, error) {

@@ -145,7 +145,7 @@ func (l *Launcher) take(leftover Leftover, request Request, how plan) (*Engine, 
 }
 
 // End ends a start of an earlier manager that is not to be taken over, and returns when nothing of it is left, the end is on
-// record, and its own record is removed. What is not proven to be of that start is not touched (G2), nor is anything if it is
+// record, and its own record is removed. One that served has 30 s to end its requests. What is not proven to be of that start is not touched (G2), nor is anything if it is
 // of another boot. With an error some of it may be left; call it again.
 func (l *Launcher) End(ctx context.Context, leftover Leftover, by string) error {
 	record := leftover.record
@@ -156,11 +156,13 @@ func (l *Launcher) End(ctx context.Context, leftover Leftover, by string) error 
 	e, err := l.take(leftover, request, plan{stop: process.Graceful(leftoverGrace, leftoverGrace)})
 	log := l.config.Logger.With(zap.String("pool_id", record.PoolID), zap.Int("replica", record.Replica),
 		zap.Uint64("generation", record.Generation), zap.Int("pid", record.Identity.PID))
+	defer e.Release()
+	cut := 0
 	if err == nil {
 		log.Info("an engine of an earlier manager is being ended", zap.String("reason", by), zap.Duration("kill_after", 2*leftoverGrace))
+		cut = e.awaitQuiet(ctx)
 	}
-	defer e.Release()
-	stopped, err := e.Stop(ctx, Ending{By: by})
+	stopped, err := e.Stop(ctx, Ending{By: by, RequestsCut: cut})
 	if err != nil {
 		return fmt.Errorf("end what is left of pool %s, replica %d: %w", record.PoolID, record.Replica, err)
 	}

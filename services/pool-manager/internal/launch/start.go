@@ -12,6 +12,7 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/failpoint"
 	"github.com/roundhouse-llm/roundhouse/pkg/reason"
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/trust"
@@ -115,7 +116,15 @@ func (l *Launcher) intent(request Request, logPath string) state.Record {
 		LogPath:    logPath,
 		Port:       int(request.Port),
 		CreatedAt:  time.Now(),
+		Activity:   activityOf(request.Prepared.GetContract().GetActivity()),
 	}
+}
+
+func activityOf(source *enginev1.ActivitySource) *state.Activity {
+	if source == nil {
+		return nil
+	}
+	return &state.Activity{Path: source.GetPath(), Gauges: source.GetGauges()}
 }
 
 func storageError(attempt string, err error) error {

@@ -175,10 +175,25 @@ func (p *Pools) Drain(ctx context.Context, id registry.PoolID, options DrainOpti
 			if err := <-saved; err != nil {
 				return DrainResult{}, err
 			}
+			if err := p.drainAside(ctx, id, options); err != nil {
+				return DrainResult{}, err
+			}
 			return DrainResult{Pool: pool.current(), Duration: p.config.Now().Sub(began)}, nil
 		}
-		return drain.follow(ctx, emit)
+		result, err := drain.follow(ctx, emit)
+		if err == nil && !result.GaveUp {
+			err = p.drainAside(ctx, id, options)
+		}
+		return result, err
 	}
+}
+
+// drainAside waits for what an earlier manager has left of a pool. A manager that ends leaves that to the next one.
+func (p *Pools) drainAside(ctx context.Context, id registry.PoolID, options DrainOptions) error {
+	if options.keep {
+		return nil
+	}
+	return p.awaitAside(ctx, id)
 }
 
 // errAtWork says that a load or a reload has begun since the last one was cancelled.

@@ -164,6 +164,9 @@ func (p *Pools) Delete(id registry.PoolID) error {
 	if pool == nil {
 		return notFound(id)
 	}
+	if len(p.asideOf(id)) > 0 {
+		return pool.busy("has engines of an earlier manager that are being ended", "drain it first", time.Second)
+	}
 	pool.mu.Lock()
 	if pool.gone {
 		pool.mu.Unlock()

@@ -205,14 +205,20 @@ func (p *Pools) sortStray(stray launch.Stray, target *restoring) {
 	p.endAside(stray.Pool, end)
 }
 
-// endAside ends what belongs to nobody, and tries again until it has succeeded. A load of a pool with this id waits for it.
+// endAside ends what belongs to nobody, and tries again until it has succeeded. A load or a drain of a pool with this id waits for it,
+// and the pool is not deleted before.
 func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
 	ended := make(chan struct{})
 	p.mu.Lock()
 	p.aside[id] = append(p.aside[id], ended)
 	p.mu.Unlock()
 	p.work.Go(func() {
-		defer close(ended)
+		defer func() {
+			p.mu.Lock()
+			p.aside[id] = slices.DeleteFunc(slices.Clone(p.aside[id]), func(other <-chan struct{}) bool { return other == ended })
+			p.mu.Unlock()
+			close(ended)
+		}()
 		for {
 			ctx, cancel := context.WithTimeout(p.base, stopLimit)
 			err := end(ctx)
@@ -233,19 +239,19 @@ func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
 
 // awaitAside waits until nothing that an earlier manager has left of a pool is still being ended.
 func (p *Pools) awaitAside(ctx context.Context, id registry.PoolID) error {
-	p.mu.Lock()
-	aside := p.aside[id]
-	delete(p.aside, id)
-	p.mu.Unlock()
-	for _, ended := range aside {
+	for _, ended := range p.asideOf(id) {
 		if err := await(ctx, ended); err != nil {
-			p.mu.Lock()
-			p.aside[id] = append(p.aside[id], aside...)
-			p.mu.Unlock()
 			return err
 		}
 	}
 	return nil
+}
+
+// asideOf returns what is closed when what an earlier manager has left of a pool is gone. Nobody changes it.
+func (p *Pools) asideOf(id registry.PoolID) []<-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.aside[id]
 }
 
 // resume hires the crews of the pools, publishes every pool, and returns the replicas that take engines over.

@@ -196,7 +196,8 @@ func (w *world) end(m *manager, stopEngines bool) {
 		}
 		w.arriveLocked("the manager has ended")
 		m.gone = true
-		if err != nil && !w.diskFaulty() {
+		stuck := slices.ContainsFunc(w.starts, func(s *start) bool { return s.stuckTill.After(began) })
+		if err != nil && !stuck && !w.diskFaulty() {
 			w.violate("a manager ends as it was told to", "%v", err)
 		}
 		if stopEngines && err == nil {

@@ -46,7 +46,7 @@ func (w *world) checkSpawnLocked(c process.Command) {
 		if s.goneLocked() {
 			continue
 		}
-		if s.command.Generation == c.Generation || record.StartedBy != "reload" {
+		if s.command.Generation == c.Generation || record.StartedBy != "reload" && !w.isBeside(s) {
 			w.violate("G1: one live process of a replica", "%s g%d is spawned by %s while g%d lives", c.Replica, c.Generation, record.StartedBy, s.command.Generation)
 		}
 	}
@@ -56,6 +56,21 @@ func (w *world) checkSpawnLocked(c process.Command) {
 	if last != nil && record.StartedBy == "restart" {
 		w.checkDelay(last)
 	}
+}
+
+// isBeside is whether a start is one of the two that a reload has at once: one that is to take over, or one that retires.
+func (w *world) isBeside(s *start) bool {
+	pool, ok := w.manager.known.Get(registry.PoolID(s.command.Pool))
+	if !ok {
+		return false
+	}
+	beside := slices.Clone(pool.Retiring)
+	if pool.Reload != nil {
+		beside = append(beside, pool.Reload.Candidates...)
+	}
+	return slices.ContainsFunc(beside, func(view registry.Replica) bool {
+		return string(view.ID) == s.command.Replica && view.Generation == s.command.Generation
+	})
 }
 
 func (w *world) drainingSince(id registry.PoolID) time.Time {
@@ -180,6 +195,7 @@ func (w *world) drainedLocked(m *manager, id registry.PoolID, result lifecycle.D
 // oracle watches a manager as a client does, and checks what it is told.
 type oracle struct {
 	watcher  *registry.Watcher
+	begun    bool
 	revision uint64
 	draining map[registry.PoolID]time.Time
 }
@@ -193,6 +209,14 @@ func (w *world) check() {
 	if m.oracle == nil {
 		m.oracle = &oracle{watcher: m.known.Watch("", nil), draining: map[registry.PoolID]time.Time{}}
 	}
+	if m.running && !m.oracle.begun {
+		m.oracle.begun = true
+		for _, s := range w.starts {
+			if _, known := m.known.Get(registry.PoolID(s.command.Pool)); !known {
+				s.forgiven = true // What a load has left that was cut short before its pool was owned.
+			}
+		}
+	}
 	events, _ := m.oracle.watcher.Next(w.over) // Whose context has ended: it never waits.
 	for _, e := range events {
 		switch e.Kind {
@@ -204,6 +228,7 @@ func (w *world) check() {
 			w.checkPool(m, e.Pool)
 		case registry.EventDelete:
 			delete(m.oracle.draining, e.ID)
+			w.forgive(e.ID) // Its starts are forgotten with it.
 		case registry.EventSynced:
 		case registry.EventReset:
 			w.violate("Watch goes on", "a watcher that was never away was reset")

@@ -53,6 +53,14 @@ type Record struct {
 	CreatedAt  time.Time        `json:"created_at"`        // when the start was intended.
 	StartedAt  time.Time        `json:"started_at,omitzero"`
 	ReadyAt    time.Time        `json:"ready_at,omitzero"`
+	// Activity is where the engine says how many requests it has; nil if it does not, or in records of schema 1.
+	Activity *Activity `json:"activity,omitempty"`
+}
+
+// Activity is a page of metrics, and the gauges of it whose sum is the number of requests.
+type Activity struct {
+	Path   string   `json:"path"`
+	Gauges []string `json:"gauges"`
 }
 
 // Key returns the name of the record.

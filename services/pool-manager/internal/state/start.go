@@ -152,13 +152,17 @@ func (s *Store) startNames(pool string) ([]string, error) {
 	return names, err
 }
 
-// Starts returns what is kept of the starts of a pool, newest first. What is no record is moved to the quarantine and left
-// out.
+// Starts returns what is kept of the starts of a pool, newest first, which is on disk then. What is no record is moved to the
+// quarantine and left out.
 func (s *Store) Starts(poolID string) ([]StartRecord, error) {
 	if err := checkReplica(poolID, 0); err != nil {
 		return nil, err
 	}
 	names, err := s.startNames(poolID)
+	if err == nil && len(names) > 0 && !s.hasFolder(poolID) {
+		// An earlier program may have ended between a change and its sync; what is read is to stay.
+		err = errors.Join(s.fs.SyncDir(s.path(startDir, poolID)), s.needFolder(poolID))
+	}
 	if err != nil {
 		return nil, storageError("list the starts of pool "+poolID, err)
 	}
