@@ -321,10 +321,10 @@ func TestTimeout(t *testing.T) {
 	x := newTerminal(t, &fakeServices{drain: func(_ *poolv1.DrainRequest, stream grpc.ServerStreamingServer[poolv1.DrainResponse]) error {
 		return untilGone(stream.Context())
 	}})
-	if code := x.run(t, "drain", "p", "--timeout=50ms"); code != codeTimedOut {
+	if code := x.run(t, "drain", "p", "--timeout=2s"); code != codeTimedOut {
 		t.Errorf("exit code %d, want %d", code, codeTimedOut)
 	}
-	if said := x.stderr.String(); !strings.Contains(said, "not done within --timeout 50ms") || !strings.Contains(said, "goes on") {
+	if said := x.stderr.String(); !strings.Contains(said, "not done within --timeout 2s") || !strings.Contains(said, "goes on") {
 		t.Errorf("standard error is %q, want the timeout and that the drain goes on", said)
 	}
 }

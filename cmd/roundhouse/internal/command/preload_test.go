@@ -140,7 +140,7 @@ func TestInterruptTooLate(t *testing.T) {
 func TestPreloadTimeoutLeaves(t *testing.T) {
 	t.Parallel()
 	x := newTerminal(t, loading(make(chan struct{})))
-	if code := x.run(t, "preload", "--preset=source", "--pool=p", "--timeout=100ms"); code != codeTimedOut {
+	if code := x.run(t, "preload", "--preset=source", "--pool=p", "--timeout=2s"); code != codeTimedOut {
 		t.Errorf("exit code %d, want %d: %s", code, codeTimedOut, x.stderr)
 	}
 	if said := x.stderr.String(); !strings.Contains(said, "the preload of p goes on; `roundhouse cancel p` ends it") {

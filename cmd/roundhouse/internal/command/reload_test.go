@@ -153,7 +153,7 @@ func TestInterruptCancelsAReload(t *testing.T) {
 func TestReloadTimeoutLeaves(t *testing.T) {
 	t.Parallel()
 	x := newTerminal(t, reloading(make(chan struct{})))
-	if code := x.run(t, "reload", "--pool=p", "--prepared-id=sha256:x", "--timeout=100ms"); code != codeTimedOut {
+	if code := x.run(t, "reload", "--pool=p", "--prepared-id=sha256:x", "--timeout=2s"); code != codeTimedOut {
 		t.Errorf("exit code %d, want %d: %s", code, codeTimedOut, x.stderr)
 	}
 	if said := x.stderr.String(); !strings.Contains(said, "the reload of p goes on; `roundhouse cancel --reload p` ends it") {

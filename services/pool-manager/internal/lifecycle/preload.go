@@ -301,7 +301,9 @@ func (p *pool) finishLoad(ctx context.Context, load *preload, processes bool, er
 	}
 	gone := p.gone
 	p.mu.Unlock()
-	<-saved // One that fails is logged, and tried again.
+	if err := <-saved; err != nil { // The keeper goes on trying.
+		p.pools.log.Warn("what became of a load is not on disk yet", zap.String("pool_id", string(p.id)), zap.Error(err))
+	}
 	if gone {
 		if err := p.pools.forget(p); err != nil {
 			p.pools.log.Warn("logs of a load that left nothing were not deleted", zap.String("pool_id", string(p.id)), zap.Error(err))
