@@ -7,6 +7,8 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 
 ENGINE ?= quick
 TESTFLAGS ?=
+COMMANDS ?= 1000
+SEED ?= 0
 GOFLAGS ?=
 
 # The version comes from git below, so a clone that git will not read builds too.
@@ -51,6 +53,10 @@ test: need-test build tool-grpcurl ## Run every test under the race detector, re
 .PHONY: e2e
 e2e: need-test build tool-grpcurl ## Run only the tests that span both services, real engines included
 	go test -race -shuffle=on -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/...
+
+.PHONY: chaos
+chaos: need-test ## Give both services 1,000 random commands at once, and kill engines and managers meanwhile (SEED=... COMMANDS=...)
+	go test -race -count=1 -v -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/e2e -run '^TestChaos$$' -chaos.commands $(COMMANDS) -chaos.seed $(SEED)
 
 .PHONY: bench
 bench: need-test build ## Measure both services against an engine started by hand

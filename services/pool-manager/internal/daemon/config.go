@@ -157,10 +157,7 @@ func (c Config) check() error {
 		errs = append(errs, daemonkit.CheckFolder("handoff_dir", c.HandoffDir))
 	}
 	if c.Metrics.Listen != "" {
-		_, err := daemonkit.ParseListens([]string{c.Metrics.Listen})
-		if err != nil {
-			err = fmt.Errorf("metrics.listen: %w", err)
-		}
+		_, err := wire.ParseAddress("metrics.listen", c.Metrics.Listen)
 		errs = append(errs, err)
 	}
 	if c.Restore.ParallelLoads < 0 {

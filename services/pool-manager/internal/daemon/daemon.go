@@ -19,6 +19,7 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/daemonkit"
 	"github.com/roundhouse-llm/roundhouse/pkg/serverkit"
+	"github.com/roundhouse-llm/roundhouse/pkg/wire"
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/lifecycle"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/metrics"
@@ -176,7 +177,7 @@ func begin(ctx context.Context, config Config, service *server.Service, pools *l
 	if config.Metrics.Listen == "" {
 		return tasks, stop, nil
 	}
-	listen, err := serverkit.ParseListen(config.Metrics.Listen)
+	listen, err := wire.ParseAddress("metrics.listen", config.Metrics.Listen)
 	if err != nil {
 		stop()
 		return nil, nil, err
@@ -186,7 +187,13 @@ func begin(ctx context.Context, config Config, service *server.Service, pools *l
 		stop()
 		return nil, nil, err
 	}
-	return append(tasks, func() error { return daemonkit.ServeMetrics(serving, listener, seen.Handler(), log) }), stop, nil
+	return append(tasks, func() error {
+		if err := daemonkit.ServeMetrics(serving, listener, seen.Handler(), log); err != nil {
+			log.Error("metrics are not served any more", zap.Error(err)) // Engines matter more.
+		}
+		<-serving.Done()
+		return nil
+	}), stop, nil
 }
 
 // end drains the node or leaves its engines, as configured.

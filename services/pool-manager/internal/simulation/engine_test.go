@@ -76,6 +76,7 @@ type start struct {
 	stillAt     time.Time     // when its load has stopped to move; zero if it moves.
 
 	signalledBy *manager
+	drained     bool // it was told to end while its pool was drained.
 	stray       bool
 	cut         int  // requests that it had when it was told to end.
 	forgiven    bool // a fault excuses what is not on record of it.

@@ -83,7 +83,7 @@ func (w *world) drainingSince(id registry.PoolID) time.Time {
 // checkDelay is asked before a replica is started again, of which last was the last start.
 func (w *world) checkDelay(last *start) {
 	wish := w.wishOf(registry.PoolID(last.command.Pool))
-	failed := 0
+	failed, gpu := 0, 0 // What the device has broken is counted apart.
 	for _, s := range slices.Backward(w.starts) {
 		if s.command.Replica != last.command.Replica {
 			continue
@@ -92,12 +92,15 @@ func (w *world) checkDelay(last *start) {
 			break
 		}
 		failed++
+		if s.how.bad == gpuFault && s.exit.Code == 1 {
+			gpu++
+		}
 	}
 	if failed == 0 || wish.busy > 0 {
 		return
 	}
 	least := min(time.Second<<(failed-1), time.Minute) * 9 / 10
-	if failed >= 3 {
+	if gpu >= 3 || failed-gpu >= 3 {
 		least = time.Minute
 	}
 	if gap := time.Since(last.endedAt); gap < least {
@@ -107,10 +110,14 @@ func (w *world) checkDelay(last *start) {
 
 // checkSignalLocked is asked before the first signal to a start.
 func (w *world) checkSignalLocked(m *manager, s *start) {
+	id := registry.PoolID(s.command.Pool)
+	if m.known != nil {
+		pool, there := m.known.Get(id)
+		s.drained = there && pool.State == registry.StateDraining
+	}
 	if !s.alive || !s.ready || s.hung || s.how.bad != goodStart {
 		return
 	}
-	id := registry.PoolID(s.command.Pool)
 	if m.known == nil || m.ending || s.stray {
 		return
 	}
@@ -119,7 +126,7 @@ func (w *world) checkSignalLocked(m *manager, s *start) {
 		w.checkLeftover(s)
 		return
 	}
-	if pool.State == registry.StateDraining && pool.Reload == nil && !w.diskFaulty() {
+	if pool.State == registry.StateDraining && pool.Reload == nil && !w.diskFaulty() && !w.isBeside(s) {
 		record, there := durable[state.PoolRecord](w, "/state/pools", string(id)+".json")
 		if there && record.Wanted {
 			w.violate("a drain is durable before it stops anything", "%s is told to end while its pool is to serve", s.name())
@@ -179,7 +186,7 @@ func (w *world) drainedLocked(m *manager, id registry.PoolID, result lifecycle.D
 		if !s.goneLocked() && !s.stray {
 			w.violate("G9: a drain proves that all is gone", "%s lives after it", s.name())
 		}
-		if s.signalledBy == m && !seen[s.seq] {
+		if s.signalledBy == m && !seen[s.seq] && s.drained {
 			cut += s.cut
 			unsure = unsure || s.hung
 		}

@@ -104,6 +104,18 @@ func (s *Store) needFolder(pool string) error {
 	return nil
 }
 
+// settleFolder makes durable what an earlier program has left in the folder of a pool: it may have ended between a change and its
+// sync, and what is read is to stay.
+func (s *Store) settleFolder(pool string) error {
+	if err := errors.Join(s.fs.SyncDir(s.path(startDir, pool)), s.fs.SyncDir(s.path(startDir))); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.folders[pool] = true
+	return nil
+}
+
 func (s *Store) hasFolder(pool string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,8 +172,7 @@ func (s *Store) Starts(poolID string) ([]StartRecord, error) {
 	}
 	names, err := s.startNames(poolID)
 	if err == nil && len(names) > 0 && !s.hasFolder(poolID) {
-		// An earlier program may have ended between a change and its sync; what is read is to stay.
-		err = errors.Join(s.fs.SyncDir(s.path(startDir, poolID)), s.needFolder(poolID))
+		err = s.settleFolder(poolID)
 	}
 	if err != nil {
 		return nil, storageError("list the starts of pool "+poolID, err)
