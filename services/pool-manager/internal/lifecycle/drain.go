@@ -389,6 +389,7 @@ func (p *pool) finishDrain(d *drain) {
 				}
 			}
 			p.draining = nil
+			p.fillLocked()
 		})
 		p.offer()
 		d.result.Pool = p.current()

@@ -294,6 +294,9 @@ func (p *pool) leave(ctx context.Context) error {
 			return err
 		}
 	}
+	p.mu.Lock()
+	p.leaving = true
+	p.mu.Unlock()
 	for _, r := range p.members() {
 		r.leave()
 	}

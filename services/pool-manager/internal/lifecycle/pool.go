@@ -52,6 +52,8 @@ type pool struct {
 	generations map[int]uint64
 	tracks      map[int]supervision.Track
 	loadTimes   map[int]time.Duration
+	// leaving is true once its engines are left to the next manager: no replica is hired any more.
+	leaving bool
 	// gone is true once the pool is forgotten; whoever finds it so looks it up anew.
 	gone bool
 

@@ -476,7 +476,8 @@ func (p *pool) rollBack(l *reload, cause error, stoppedAt time.Time) error {
 	var replicas []*replica
 	p.update(func() {
 		for index := range p.views {
-			if _, left := p.crew[index]; left { // It could not be stopped.
+			if left, ok := p.crew[index]; ok { // It could not be stopped.
+				p.pools.work.Go(func() { p.refill(left) })
 				continue
 			}
 			r := p.newReplica(index, p.made, "rollback")
@@ -495,6 +496,31 @@ func (p *pool) rollBack(l *reload, cause error, stoppedAt time.Time) error {
 		return fmt.Errorf("%w; the old engines do not serve either, and are tried again: %w", cause, failed)
 	}
 	return fmt.Errorf("rolled back after an outage of %s: %w", l.result.Outage.Round(time.Millisecond), cause)
+}
+
+// refill waits until a replica is gone that could not be stopped for a reload, and has its place filled again.
+func (p *pool) refill(left *replica) {
+	select {
+	case <-left.gone:
+		p.update(p.fillLocked)
+	case <-p.pools.ending:
+	}
+}
+
+// fillLocked hires replicas for the places of a pool that is to serve which nobody fills, but for those that were given up. While
+// an operation works on the pool it does nothing; what ends one calls it.
+func (p *pool) fillLocked() {
+	if !p.wanted || p.gone || p.leaving || p.loading != nil || p.draining != nil || p.reloading != nil {
+		return
+	}
+	for index := range p.views {
+		if _, filled := p.crew[index]; filled || p.tracks[index].GaveUp {
+			continue
+		}
+		r := p.newReplica(index, p.made, "rollback")
+		r.supervised = true
+		p.hireLocked(r)
+	}
 }
 
 // CancelReload cancels the reload of a pool and returns when the old engines serve alone. It says whether there was one to

@@ -122,6 +122,9 @@ func (r *replica) run() {
 		r.finish(registry.ReplicaStopped, nil)
 		return
 	}
+	if r.leftover == nil && !r.rest(0) { // A drain may have begun meanwhile.
+		return
+	}
 	for by := r.startedBy; ; by = "restart" {
 		adopting := r.leftover != nil
 		engine, err := r.start(by)
@@ -133,7 +136,10 @@ func (r *replica) run() {
 		var over bool
 		switch {
 		case adopting && engine == nil && isUnknown(err) && r.life.Err() == nil:
-			continue // Nobody saw how it ended, so it counts for nothing: the next start shows.
+			if r.rest(0) {
+				continue // Nobody saw how it ended, so it counts for nothing: the next start shows.
+			}
+			return
 		case err == nil:
 			failure, over = r.serve(engine)
 		case engine != nil:
@@ -339,6 +345,10 @@ func (r *replica) again(failure supervision.Failure, err error) bool {
 		p.mu.Unlock()
 		return false
 	}
+	select { // A wish of before the failure is not one to skip the wait.
+	case <-r.poked:
+	default:
+	}
 	track, decision := p.tracks[r.index].Failed(now, p.spec.Restart, failure, p.pools.config.Random())
 	state := registry.ReplicaBackoff
 	if decision.Verdict == supervision.GiveUp {
@@ -397,7 +407,7 @@ func (p *pool) isDraining() bool {
 	return p.draining != nil
 }
 
-// poke has a replica that waits start at once. On one that does not it has the effect that its next wait is none.
+// poke has a replica that waits start at once. On one that does not wait it has no effect.
 func (r *replica) poke() {
 	select {
 	case r.poked <- struct{}{}:
