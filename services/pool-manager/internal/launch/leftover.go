@@ -160,6 +160,9 @@ func (l *Launcher) End(ctx context.Context, leftover Leftover, by string) error 
 	cut := 0
 	if err == nil {
 		log.Info("an engine of an earlier manager is being ended", zap.String("reason", by), zap.Duration("kill_after", 2*leftoverGrace))
+		if err := e.Withdraw(); err != nil { // Or it would never be quiet.
+			log.Warn("handoff was not withdrawn", zap.Error(err))
+		}
 		cut = e.awaitQuiet(ctx)
 	}
 	stopped, err := e.Stop(ctx, Ending{By: by, RequestsCut: cut})

@@ -71,9 +71,12 @@ type Pools struct {
 	mu       sync.Mutex
 	pools    map[registry.PoolID]*pool
 	requests map[string]*preload
-	// aside are closed when what an earlier manager has left of a pool, and belongs to none, is gone.
+	closing  bool
+
+	// asideMu guards aside, whose channels are closed when what an earlier manager has left of a pool, and belongs to none, is
+	// gone. It is taken last.
+	asideMu sync.Mutex
 	aside   map[registry.PoolID][]<-chan struct{}
-	closing bool
 }
 
 // New returns a Pools without pools. It starts nothing. All work has the values of ctx; its end changes nothing.

@@ -127,6 +127,10 @@ func (r *replica) run() {
 	}
 	for by := r.startedBy; ; by = "restart" {
 		adopting := r.leftover != nil
+		if !adopting && r.pool.pools.awaitAside(r.life, r.pool.id) != nil { // Two of a replica would share a device.
+			r.finish(registry.ReplicaStopped, nil)
+			return
+		}
 		engine, err := r.start(by)
 		if errors.Is(err, launch.ErrLeave) {
 			r.settle(err)
@@ -190,26 +194,46 @@ func (r *replica) settle(err error) {
 // clearBefore ends what an earlier manager has left in its place. It says whether to go on.
 func (r *replica) clearBefore() bool {
 	for _, end := range r.before {
-		for {
-			ctx, cancel := context.WithTimeout(r.life, stopLimit)
-			err := end(ctx)
-			cancel()
+		if !r.clear(end) {
+			return false
+		}
+	}
+	return r.life.Err() == nil
+}
+
+// clear ends one start, and tries again until that has succeeded or it is told to leave it; whoever wants the replica to stop
+// meanwhile is told that it is left.
+func (r *replica) clear(end func(context.Context) error) bool {
+	attempt := func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, stopLimit)
+		defer cancel()
+		return end(ctx)
+	}
+	for {
+		if r.life.Err() == nil {
+			err := attempt(r.life)
 			if err == nil {
-				break
+				return true
 			}
 			r.pool.pools.log.Error("an engine of an earlier manager could not be ended", r.fields(zap.Error(err))...)
 			r.pool.update(func() {
 				r.pool.failure = r.pool.failed(err)
 				r.changeLocked(func(view *registry.Replica) { view.State = registry.ReplicaStopping })
 			})
-			select {
-			case <-time.After(stopAgain):
-			case <-r.life.Done():
+		}
+		select {
+		case <-time.After(stopAgain):
+		case order := <-r.stops:
+			if order.leave {
 				return false
 			}
+			if err := attempt(r.pool.pools.base); err != nil {
+				order.failed <- err
+				continue
+			}
+			return true
 		}
 	}
-	return r.life.Err() == nil
 }
 
 func (r *replica) awaitTurn() bool {

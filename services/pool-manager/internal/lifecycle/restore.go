@@ -87,7 +87,7 @@ func (p *Pools) recallExits(pool *pool) error {
 	}
 	starts, err := p.config.Records.Starts(string(pool.id))
 	for _, start := range slices.Backward(starts) { // The newest comes last.
-		if start.Replica < len(pool.views) && pool.tracks[start.Replica].GaveUp {
+		if start.Replica < len(pool.views) && start.Edition == pool.edition && pool.tracks[start.Replica].GaveUp {
 			pool.views[start.Replica].Exit = exitOf(start)
 		}
 	}
@@ -209,14 +209,14 @@ func (p *Pools) sortStray(stray launch.Stray, target *restoring) {
 // and the pool is not deleted before.
 func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
 	ended := make(chan struct{})
-	p.mu.Lock()
+	p.asideMu.Lock()
 	p.aside[id] = append(p.aside[id], ended)
-	p.mu.Unlock()
+	p.asideMu.Unlock()
 	p.work.Go(func() {
 		defer func() {
-			p.mu.Lock()
+			p.asideMu.Lock()
 			p.aside[id] = slices.DeleteFunc(slices.Clone(p.aside[id]), func(other <-chan struct{}) bool { return other == ended })
-			p.mu.Unlock()
+			p.asideMu.Unlock()
 			close(ended)
 		}()
 		for {
@@ -237,6 +237,12 @@ func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
 	})
 }
 
+func (p *Pools) endAllAside(id registry.PoolID, ends []func(context.Context) error) {
+	for _, end := range ends {
+		p.endAside(id, end)
+	}
+}
+
 // awaitAside waits until nothing that an earlier manager has left of a pool is still being ended.
 func (p *Pools) awaitAside(ctx context.Context, id registry.PoolID) error {
 	for _, ended := range p.asideOf(id) {
@@ -249,8 +255,8 @@ func (p *Pools) awaitAside(ctx context.Context, id registry.PoolID) error {
 
 // asideOf returns what is closed when what an earlier manager has left of a pool is gone. Nobody changes it.
 func (p *Pools) asideOf(id registry.PoolID) []<-chan struct{} {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.asideMu.Lock()
+	defer p.asideMu.Unlock()
 	return p.aside[id]
 }
 
@@ -282,9 +288,7 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 		failpoint.Hit(failpoint.RestoreUnloaded)
 		p.commitLocked()
 		for _, ends := range one.before {
-			for _, end := range ends {
-				p.pools.endAside(p.id, end)
-			}
+			p.pools.endAllAside(p.id, ends)
 		}
 		return nil, nil
 	}
@@ -292,15 +296,14 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 		if p.tracks[index].GaveUp { // The same start would end the same way: ResetBreaker, Preload or Reload start it.
 			p.views[index].State = registry.ReplicaFailed
 			p.failure = p.exited(p.views[index])
+			p.pools.endAllAside(p.id, one.before[index])
 			continue
 		}
 		r := p.newReplica(index, p.made, "restore")
 		r.supervised, r.before = true, one.before[index]
 		if leftover, ok := one.adopt[index]; ok {
 			r.leftover = &leftover
-			for _, end := range r.before { // What runs already need not wait for its place.
-				p.pools.endAside(p.id, end)
-			}
+			p.pools.endAllAside(p.id, r.before) // What runs already need not wait for its place.
 			r.before = nil
 			adopting = append(adopting, r)
 		} else {

@@ -4,6 +4,7 @@ package lifecycle
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"go.uber.org/zap"
@@ -119,8 +120,12 @@ func (r *replica) ready(engine Engine) {
 	if info.LoadTime > 0 {
 		p.loadTimes[r.index] = info.LoadTime
 	}
+	drained := p.draining != nil && p.crew[r.index] == r
 	r.changeLocked(func(view *registry.Replica) {
 		view.State, view.Loading, view.Adopted = registry.ReplicaReady, nil, info.Adopted
+		if drained {
+			view.State = registry.ReplicaDraining
+		}
 		view.Endpoint, view.PID, view.SlotsTotal = info.Endpoint, info.PID, info.Slots
 		view.Started, view.Ready, view.LogPath = info.Started, info.Ready, info.LogPath
 	})
@@ -129,10 +134,24 @@ func (r *replica) ready(engine Engine) {
 	}
 	p.publishLocked()
 	p.mu.Unlock()
+	if drained { // The drain has withdrawn the others before.
+		r.withdraw(engine)
+	}
 	r.madeProcess = true
 	r.settle(nil)
 	p.pools.log.Info("replica ready", r.fields(zap.Uint64("generation", r.view.Generation), zap.Int("pid", info.PID),
 		zap.Bool("adopted", info.Adopted), zap.Duration("duration", info.Ready.Sub(info.Started)))...)
+}
+
+// withdraw takes back what Launch has offered, unless the drain that it is for has been given up by then.
+func (r *replica) withdraw(engine Engine) {
+	err := engine.Withdraw()
+	if !r.pool.isDraining() {
+		err = errors.Join(err, engine.Offer())
+	}
+	if err != nil {
+		r.pool.pools.log.Warn("handoff was not withdrawn", r.fields(zap.Error(err))...)
+	}
 }
 
 // stable is called when an engine gets ready, and when the time has come that the last call has named: it tells

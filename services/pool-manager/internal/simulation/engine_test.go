@@ -52,6 +52,7 @@ type start struct {
 	how     behaviour
 	model   string
 	asked   uint16 // port that it was told.
+	reason  string // why it was started.
 
 	alive    bool
 	kids     int
@@ -96,7 +97,8 @@ func (w *world) makeStartLocked(c process.Command) *start {
 	w.nextPID += 10
 	s := &start{
 		world: w, seq: len(w.starts), command: c, by: w.manager, boot: w.boot, pid: w.nextPID, began: time.Now(), alive: true,
-		ticks: uint64(time.Since(w.began).Seconds()*ticksPerSecond) + 1, changed: make(chan struct{}), how: w.behaveLocked(c.Pool),
+		reason: w.reason,
+		ticks:  uint64(time.Since(w.began).Seconds()*ticksPerSecond) + 1, changed: make(chan struct{}), how: w.behaveLocked(c.Pool),
 	}
 	for i, arg := range c.Args {
 		switch {

@@ -56,6 +56,7 @@ func (w *world) checkSpawnLocked(c process.Command) {
 	if last != nil && record.StartedBy == "restart" {
 		w.checkDelay(last)
 	}
+	w.reason = record.StartedBy
 }
 
 // isBeside is whether a start is one of the two that a reload has at once: one that is to take over, or one that retires.
@@ -88,7 +89,7 @@ func (w *world) checkDelay(last *start) {
 		if s.command.Replica != last.command.Replica {
 			continue
 		}
-		if s.by != w.manager || s.alive || wish.poked.After(s.began) || !s.readyAt.IsZero() || s.signalledBy != nil && s.how.bad == goodStart {
+		if s.by != w.manager || s.alive || s.reason == "reload" || s.reason == "preload" || wish.poked.After(s.began) || !s.readyAt.IsZero() || s.signalledBy != nil && s.how.bad == goodStart {
 			break
 		}
 		failed++
@@ -113,12 +114,21 @@ func (w *world) checkSignalLocked(m *manager, s *start) {
 	id := registry.PoolID(s.command.Pool)
 	if m.known != nil {
 		pool, there := m.known.Get(id)
-		s.drained = there && pool.State == registry.StateDraining
+		s.drained = there && pool.State == registry.StateDraining && !w.isBeside(s)
 	}
 	if !s.alive || !s.ready || s.hung || s.how.bad != goodStart {
 		return
 	}
-	if m.known == nil || m.ending || s.stray {
+	if m.known == nil || s.stray {
+		return
+	}
+	if entry := w.handoffs[s.command.Replica]; entry.PID == s.pid && !w.diskFaulty() {
+		pool, ok := m.known.Get(id)
+		if !ok || pool.State != registry.StateLoading {
+			w.violate("nothing that is offered is told to end", "%s", s.name())
+		}
+	}
+	if m.ending {
 		return
 	}
 	pool, ok := m.known.Get(id)
@@ -316,6 +326,15 @@ func (w *world) settled() string {
 	}
 	for replica := range serving {
 		return replica + " serves and does not live"
+	}
+	if folder := w.disk.at("/state/replicas"); folder != nil {
+		for name := range folder.names {
+			if !slices.ContainsFunc(w.starts, func(s *start) bool {
+				return !s.goneLocked() && name == fmt.Sprintf("%s-g%d.json", s.command.Replica, s.command.Generation)
+			}) {
+				return "record " + name + " stands for nothing"
+			}
+		}
 	}
 	return ""
 }

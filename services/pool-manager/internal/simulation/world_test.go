@@ -44,6 +44,7 @@ type world struct {
 	foreign  map[int]uint64 // pids that belong to others, with when they began.
 	nextPort uint16
 	nextPID  int
+	reason   string // of the start that is made now.
 	handoffs map[string]handoff.Entry
 	logs     map[registry.PoolID]bool
 
