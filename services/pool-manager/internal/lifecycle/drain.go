@@ -56,11 +56,12 @@ type drain struct {
 	// reached ends the waiting with errDeadline.
 	reached context.CancelCauseFunc
 	by      string
-	keep    bool
 
-	// mu guards giveUp, abandoned, deadline, timer, progress and changed.
+	// mu guards giveUp, keep, abandoned, deadline, timer, progress and changed.
 	mu     sync.Mutex
 	giveUp bool
+	// keep leaves on disk that the pool is to serve.
+	keep bool
 	// abandoned is true once nobody can make the drain stop anything any more.
 	abandoned bool
 	deadline  time.Time
@@ -97,6 +98,7 @@ func (d *drain) tighten(options DrainOptions) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.giveUp = d.giveUp && options.GiveUp
+	d.keep = d.keep && options.keep
 	if deadline := time.Now().Add(options.Deadline); deadline.Before(d.deadline) {
 		d.deadline = deadline
 		d.timer.Reset(options.Deadline)
@@ -113,6 +115,12 @@ func (d *drain) givesUp() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.giveUp || d.abandoned
+}
+
+func (d *drain) keeps() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.keep
 }
 
 func (d *drain) tell(progress DrainProgress) {
@@ -213,7 +221,7 @@ func (p *pool) beginDrain(options DrainOptions) (*drain, <-chan error, error) {
 		p.draining.tighten(options)
 		return p.draining, nil, nil
 	case !p.aliveLocked():
-		if p.state == registry.StateStopped && !p.wanted {
+		if p.state == registry.StateStopped && !p.wanted && !p.keeper.wanted() {
 			return nil, done(nil), nil
 		}
 		p.wanted, p.why, p.failure = false, "drain", nil
@@ -289,7 +297,7 @@ func (p *pool) drain(ctx context.Context, d *drain) {
 func (p *pool) unwant(d *drain) {
 	p.mu.Lock()
 	p.wanted, p.why = false, d.by
-	if d.keep {
+	if d.keeps() {
 		p.mu.Unlock()
 		return
 	}
@@ -395,13 +403,20 @@ func (p *pool) finishDrain(d *drain) {
 		d.result.Pool = p.current()
 		return
 	}
+	saved := done(nil)
 	d.result.Pool = p.update(func() {
 		p.draining = nil
 		p.failure = nil
 		if d.err != nil {
 			p.failure = p.failed(d.err)
 		}
+		if !d.keeps() && p.keeper.wanted() { // Somebody has joined who wants it to stay drained.
+			saved = p.commitLocked()
+		}
 	})
+	if err := <-saved; err != nil { // The keeper goes on trying.
+		p.pools.log.Error("that a pool is drained is not on disk yet", zap.String("pool_id", string(p.id)), zap.Error(err))
+	}
 }
 
 // abandon ends a drain that still waits at once, and leaves the engines running.

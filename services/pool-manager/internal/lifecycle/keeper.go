@@ -24,6 +24,9 @@ type keeper struct {
 	writing bool
 }
 
+// wanted is whether the disk should say that the pool is to serve.
+func (k *keeper) wanted() bool { return k.durable != nil && k.durable.wanted }
+
 type wish struct {
 	record  state.PoolRecord
 	remove  bool

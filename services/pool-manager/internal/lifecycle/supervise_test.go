@@ -459,3 +459,25 @@ func TestDrainNode(t *testing.T) {
 		}
 	})
 }
+
+// A drain that somebody asks for while the manager ends is for good.
+func TestDrainWhileTheManagerEndsStays(t *testing.T) {
+	for _, after := range []time.Duration{time.Second, 20 * time.Second} {
+		t.Run(after.String(), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
+				mustPreload(t, pools, spec("a", 1))
+				w.engine(t, "a-0").set(1, false)
+				closed := make(chan error, 1)
+				go func() { closed <- pools.Close(t.Context(), 10*time.Second) }()
+				pass(after)
+				mustDrain(t, pools, DrainOptions{Deadline: time.Minute})
+				if err := <-closed; err != nil {
+					t.Errorf("Close: %v", err)
+				}
+				if w.records["a"].Wanted {
+					t.Error("the record says that the pool is to serve")
+				}
+			})
+		})
+	}
+}

@@ -200,7 +200,7 @@ func (w *world) end(m *manager, stopEngines bool) {
 		if err != nil && !stuck && !w.diskFaulty() {
 			w.violate("a manager ends as it was told to", "%v", err)
 		}
-		if stopEngines && err == nil {
+		if stopEngines && err == nil && !stuck {
 			w.checkClosedLocked()
 		}
 		w.dieLocked(m)
