@@ -20,6 +20,10 @@ MODULES := $(shell sed -n 's|^[[:space:]]*\./||p' go.work)
 TOOLS := buf protoc lint grpcurl
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
+SEEDS ?= 10000
+FROM ?= 1
+LASTS ?= 2h
+
 # The first run of the source engine's tests compiles llama.cpp, up to 15 minutes on two cores.
 TEST_TIMEOUT := 40m
 
@@ -57,6 +61,14 @@ e2e: need-test build tool-grpcurl ## Run only the tests that span both services,
 .PHONY: chaos
 chaos: need-test ## Give both services 1,000 random commands at once, and kill engines and managers meanwhile (SEED=... COMMANDS=...)
 	go test -race -count=1 -v -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/e2e -run '^TestChaos$$' -chaos.commands $(COMMANDS) -chaos.seed $(SEED)
+
+.PHONY: sim
+sim: need-go ## Run the pool manager's own code in a simulated world, each seed a life of its own (SEEDS=..., FROM=...)
+	go test -count=1 -v -timeout 0 ./services/pool-manager/internal/simulation -run '^TestSeeds$$' -seeds $(SEEDS) -from $(FROM)
+
+.PHONY: sim-long
+sim-long: need-go ## The same for a while (LASTS=2h)
+	go test -count=1 -v -timeout 0 ./services/pool-manager/internal/simulation -run '^TestSeeds$$' -lasts $(LASTS) -from $(FROM)
 
 .PHONY: bench
 bench: need-test build ## Measure both services against an engine started by hand

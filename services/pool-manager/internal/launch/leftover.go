@@ -114,7 +114,7 @@ func (l *Launcher) inheritOffers(records []state.Record) error {
 		for _, record := range records {
 			replica := registry.PoolID(record.PoolID).Replica(record.Replica)
 			if string(replica) == entry.ReplicaID && record.Identity.PID == entry.PID && record.Identity.BootID == l.config.Host.BootID() {
-				files[replica] = offered{owner: record.Identity.Nonce, entry: entry}
+				files[replica] = offeredBy(record, entry)
 				return true
 			}
 		}

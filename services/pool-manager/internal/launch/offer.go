@@ -3,6 +3,7 @@
 package launch
 
 import (
+	"cmp"
 	"reflect"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/handoff"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
 )
 
 // offers remembers whose the handoff file of each replica is: while an engine takes the place of another they share a
@@ -32,7 +34,19 @@ type offer struct {
 type offered struct {
 	// owner is the nonce of the engine whose the file is; empty if there is none.
 	owner string
-	entry handoff.Entry
+	// edition and generation of the owner.
+	edition, generation uint64
+	entry               handoff.Entry
+}
+
+func offeredBy(record state.Record, entry handoff.Entry) offered {
+	return offered{owner: record.Identity.Nonce, edition: record.Edition, generation: record.Generation, entry: entry}
+}
+
+// isLater is whether an engine has taken the place of the other. One that is started anew while it is being replaced has the higher
+// generation, and an edition that is over.
+func (o offered) isLater(other offered) bool {
+	return cmp.Or(cmp.Compare(o.edition, other.edition), cmp.Compare(o.generation, other.generation)) > 0
 }
 
 // change calls act alone for the replica. It is given what the file holds, and returns what it holds then.
@@ -66,7 +80,8 @@ func (o *offers) look(file *offer) offered {
 	return file.offered
 }
 
-// Offer writes the handoff file, in place of that of another engine of the replica. Repeating it does nothing.
+// Offer writes the handoff file, in place of that of an earlier engine of the replica; that of a later one stays, for an engine that
+// gets ready after it was replaced has nothing to offer. Repeating it does nothing.
 func (e *Engine) Offer() error {
 	prepared := e.request.Prepared
 	entry := handoff.Entry{
@@ -82,9 +97,9 @@ func (e *Engine) Offer() error {
 		SlotsFree:        e.info.Slots,
 		PID:              e.info.PID,
 	}
-	own := offered{owner: e.record.Identity.Nonce, entry: entry}
+	own := offeredBy(e.record, entry)
 	return e.launcher.offers.change(e.request.Replica, func(now offered) (offered, error) {
-		if reflect.DeepEqual(now, own) {
+		if reflect.DeepEqual(now, own) || now.owner != "" && now.isLater(own) {
 			return now, nil
 		}
 		if _, err := e.launcher.config.Handoff.Publish(entry); err != nil {

@@ -314,6 +314,8 @@ func (r *replica) notReady(engine Engine, err error) {
 			view.State = registry.ReplicaStopping
 		case r.life.Err() != nil: // It was told to stop.
 			view.State = registry.ReplicaStopped
+		case r.supervised: // Nobody is to take it for given up before that is decided.
+			view.State = registry.ReplicaBackoff
 		default:
 			view.State = registry.ReplicaFailed
 		}

@@ -5,6 +5,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -123,7 +124,7 @@ func (r *replica) ready(engine Engine) {
 	drained := p.draining != nil && p.crew[r.index] == r
 	r.changeLocked(func(view *registry.Replica) {
 		view.State, view.Loading, view.Adopted = registry.ReplicaReady, nil, info.Adopted
-		if drained {
+		if drained || slices.Contains(p.retiring, r) {
 			view.State = registry.ReplicaDraining
 		}
 		view.Endpoint, view.PID, view.SlotsTotal = info.Endpoint, info.PID, info.Slots

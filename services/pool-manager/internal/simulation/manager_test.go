@@ -189,12 +189,11 @@ func (w *world) end(m *manager, stopEngines bool) {
 		} else {
 			err = m.pools.Leave(context.WithoutCancel(m.life))
 		}
+		if m.enter(context.WithoutCancel(m.life), "the manager has ended") != nil {
+			return // It has died before.
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if m.dead {
-			return
-		}
-		w.arriveLocked("the manager has ended")
 		m.gone = true
 		stuck := slices.ContainsFunc(w.starts, func(s *start) bool { return s.stuckTill.After(began) })
 		if err != nil && !stuck && !w.diskFaulty() {

@@ -118,10 +118,11 @@ func (w *world) attend(t *testing.T) {
 	m := w.manager
 	if m.dead && !w.restartAt.IsZero() && !time.Now().Before(w.restartAt) && !w.closing {
 		w.start(t.Context())
+		w.stirred = true
 		return
 	}
 	if m.running && !m.dead && !m.followed {
-		m.followed = true
+		m.followed, w.stirred = true, true
 		for _, c := range w.watchers {
 			w.follow(t.Context(), c, m)
 		}

@@ -67,6 +67,7 @@ type world struct {
 	over    context.Context //nolint:containedctx // One that has ended, for asking without waiting.
 	tracing bool
 	closing bool // no manager is to follow.
+	stirred bool // something was begun since all have waited.
 	history []string
 	sum     hash.Hash64
 	stats   stats
@@ -229,8 +230,11 @@ func (w *world) drive(until time.Time, done func() bool) bool {
 			return true
 		case !time.Now().Before(until):
 			return false
+		case w.stirred: // What was begun comes to where it waits first.
+			w.stirred = false
+		default:
+			w.stimulus(until)
 		}
-		w.stimulus(until)
 	}
 }
 
