@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,6 +18,9 @@ import (
 
 	"github.com/roundhouse-llm/roundhouse/pkg/testkit"
 )
+
+// lastWait has a program that was built with the race detector end at once, and not after a second. $GORACE overrules it.
+const lastWait = "GORACE=atexit_sleep_ms=20"
 
 // stopPatience is how long a daemon may take to end: the drain of engines that ignore their signals included.
 const stopPatience = time.Minute
@@ -49,7 +53,7 @@ func (n *Node) run(tb testing.TB, program string, args []string, env ...string) 
 	}
 	defer log.Close()
 	d.cmd.Stdout, d.cmd.Stderr = log, log
-	d.cmd.Env = append(append(os.Environ(), "TMPDIR="+n.tmp), env...)
+	d.cmd.Env = slices.Concat([]string{lastWait}, os.Environ(), []string{"TMPDIR=" + n.tmp}, env)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	started := make(chan error)
 	go func() { // Pdeathsig follows the thread that started the program, so the thread stays.

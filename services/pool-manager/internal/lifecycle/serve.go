@@ -121,10 +121,10 @@ func (r *replica) ready(engine Engine) {
 	if info.LoadTime > 0 {
 		p.loadTimes[r.index] = info.LoadTime
 	}
-	drained := p.draining != nil && p.crew[r.index] == r
+	unoffered := p.draining != nil && p.crew[r.index] == r || slices.Contains(p.retiring, r)
 	r.changeLocked(func(view *registry.Replica) {
 		view.State, view.Loading, view.Adopted = registry.ReplicaReady, nil, info.Adopted
-		if drained || slices.Contains(p.retiring, r) {
+		if unoffered {
 			view.State = registry.ReplicaDraining
 		}
 		view.Endpoint, view.PID, view.SlotsTotal = info.Endpoint, info.PID, info.Slots
@@ -135,7 +135,7 @@ func (r *replica) ready(engine Engine) {
 	}
 	p.publishLocked()
 	p.mu.Unlock()
-	if drained { // The drain has withdrawn the others before.
+	if unoffered { // The others have been withdrawn before.
 		r.withdraw(engine)
 	}
 	r.madeProcess = true
@@ -147,7 +147,10 @@ func (r *replica) ready(engine Engine) {
 // withdraw takes back what Launch has offered, unless the drain that it is for has been given up by then.
 func (r *replica) withdraw(engine Engine) {
 	err := engine.Withdraw()
-	if !r.pool.isDraining() {
+	r.pool.mu.Lock()
+	serves := r.pool.draining == nil && r.pool.crew[r.index] == r
+	r.pool.mu.Unlock()
+	if serves {
 		err = errors.Join(err, engine.Offer())
 	}
 	if err != nil {

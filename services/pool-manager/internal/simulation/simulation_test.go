@@ -32,7 +32,12 @@ type settings struct {
 	trace       bool
 	shrink      bool
 	without     string
+	mutants     uint64
+	only        string
 }
+
+// mutantSeeds is how many seeds each mutant is run with.
+func (s settings) mutantSeeds() string { return strconv.FormatUint(s.mutants, 10) }
 
 var flags settings //nolint:gochecknoglobals // The flags of a test have nowhere else to be.
 
@@ -43,6 +48,8 @@ func TestMain(m *testing.M) {
 	flag.BoolVar(&flags.trace, "whole", false, "print the whole history")
 	flag.BoolVar(&flags.shrink, "shrink", false, "find the fewest actions that still fail")
 	flag.StringVar(&flags.without, "without", "", "indexes of actions to leave out, joined by commas")
+	flag.Uint64Var(&flags.mutants, "mutants", 0, "how many seeds to run each mutant with")
+	flag.StringVar(&flags.only, "only", "", "run only mutants with this in their name")
 	flag.Parse()
 	os.Exit(m.Run()) //nolint:forbidigo // The end of a test binary.
 }

@@ -175,7 +175,7 @@ func TestLoadSurvivesFaults(t *testing.T) {
 			}
 		}
 		for _, name := range []string{"torn.json", "pool-torn.json", "start-a-torn.json"} {
-			if disk.at("/state/quarantine").names[name] == nil {
+			if aside := disk.at("/state/quarantine").names; aside[name] == nil || len(aside) != 3 {
 				t.Fatalf("fault at operation %d: %s is not in the quarantine", at, name)
 			}
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/roundhouse-llm/roundhouse/pkg/reason"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 )
 
@@ -163,6 +164,8 @@ func TestBadFilesAreQuarantined(t *testing.T) {
 		{"another's file", engines, "notes.txt", []byte("buy milk"), "notes.txt", "", "torn or foreign"},
 		{"a name too long to count", engines, longName, nil, longName[:maxAside], "", "torn"},
 		{"not quite a name", engines, "a-00-g1.json", nil, "a-00-g1.json", "", "torn"},
+		{"no pool", engines, "7-g1.json", nil, "7-g1.json", "", "torn"},
+		{"neither pool nor replica", engines, "-g1.json", nil, "-g1.json", "", "torn"},
 		{"no nonce", engines, "a-0-0-g1.json", seal(engines, 2, `{"pool_id":"a-0","generation":1}`), "a-0-0-g1.json", "a-0", "no nonce"},
 		{"not a record", engines, "a-0-0-g1.json", seal(engines, 2, `[]`), "a-0-0-g1.json", "a-0", "not a replica"},
 		{"a folder out of its id", engines, "a-0-g1.json", seal(engines, 2, `{"pool_id":"../a"}`), "a-0-g1.json", "a", "cannot be recorded"},
@@ -260,6 +263,28 @@ func TestOddEntriesDoNotStopALoad(t *testing.T) {
 	}
 	if aside, err := os.ReadDir(filepath.Join(dir, quarantineDir)); err != nil || len(aside) != 6 {
 		t.Errorf("in quarantine: %v, %v; want six", aside, err)
+	}
+}
+
+// TestFolderInPlaceOfARecord removes one that is empty, and leaves one that is not.
+func TestFolderInPlaceOfARecord(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := openDir(t, dir)
+	for _, path := range []string{"a-0-g1.json", "a-0-g2.json/full"} {
+		if err := os.MkdirAll(filepath.Join(dir, recordDir, path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Remove(testRecord("a", 1).Key()); err != nil {
+		t.Errorf("Remove of an empty folder: %v", err)
+	}
+	if err := s.Remove(testRecord("a", 2).Key()); reason.Of(err) != reason.StorageFailed {
+		t.Errorf("Remove of a folder: got %v, want StorageFailed", err)
+	}
+	left, err := os.ReadDir(filepath.Join(dir, recordDir))
+	if err != nil || len(left) != 1 || left[0].Name() != "a-0-g2.json" {
+		t.Errorf("left: %v, %v; want the folder that is not empty", left, err)
 	}
 }
 

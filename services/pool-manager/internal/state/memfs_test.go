@@ -26,7 +26,10 @@ type memFS struct {
 	simple bool  // it cannot exchange names.
 	// failSync lets every sync of a folder fail.
 	failSync bool
-	made     int // files made so far.
+	// before, if not nil, is called once, before an operation on path.
+	before func()
+	path   string
+	made   int // files made so far.
 }
 
 // memFile is a file, or a folder if it has names.
@@ -44,6 +47,10 @@ func newMemFS() *memFS { return &memFS{root: newFolder(), failAt: -1} }
 func (m *memFS) op(name, path string) error {
 	n := m.ops
 	m.ops++
+	if before := m.before; path == m.path && before != nil {
+		m.before = nil
+		before()
+	}
 	if n == m.failAt || m.crash && m.failAt >= 0 && n > m.failAt {
 		return &fs.PathError{Op: name, Path: path, Err: m.err}
 	}

@@ -4,6 +4,7 @@ package state
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -137,6 +138,22 @@ func TestDiskThatCannotExchange(t *testing.T) {
 	}
 	if loaded := mustLoad(t, s); len(loaded.Records) != 1 {
 		t.Errorf("loaded %+v", loaded)
+	}
+}
+
+// The kernel's word for what it cannot exchange is the one that a save falls back on.
+func TestExchangeOfTheRealDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	inner := filepath.Join(dir, "inner")
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := (osFS{}).Exchange(dir, inner); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("a folder and its own: got %v, want ErrUnsupported", err)
+	}
+	if err := (osFS{}).Exchange(inner, filepath.Join(dir, "none")); !isMissing(err) {
+		t.Errorf("a folder and nothing: got %v, want a missing file", err)
 	}
 }
 

@@ -71,7 +71,13 @@ func (s *Store) SaveStart(r StartRecord) error {
 	if err := s.needFolder(r.PoolID); err != nil {
 		return storageError("save record "+name, err)
 	}
-	if err := s.put(r.kind(), name, text); err != nil {
+	err = s.put(r.kind(), name, text)
+	if isMissing(err) && s.forgetFolder(r.PoolID) { // A reader may have noted the folder while it was removed.
+		if err = s.needFolder(r.PoolID); err == nil {
+			err = s.put(r.kind(), name, text)
+		}
+	}
+	if err != nil {
 		return storageError("save record "+name, err)
 	}
 	if err := s.prune(r); err != nil {
@@ -107,7 +113,14 @@ func (s *Store) needFolder(pool string) error {
 // settleFolder makes durable what an earlier program has left in the folder of a pool: it may have ended between a change and its
 // sync, and what is read is to stay.
 func (s *Store) settleFolder(pool string) error {
-	if err := errors.Join(s.fs.SyncDir(s.path(startDir, pool)), s.fs.SyncDir(s.path(startDir))); err != nil {
+	err := s.fs.SyncDir(s.path(startDir, pool))
+	if isMissing(err) { // It was removed since it was listed.
+		return nil
+	}
+	if err == nil {
+		err = s.fs.SyncDir(s.path(startDir))
+	}
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -120,6 +133,15 @@ func (s *Store) hasFolder(pool string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.folders[pool]
+}
+
+// forgetFolder tells whether the folder of a pool was noted as durable, and no longer is.
+func (s *Store) forgetFolder(pool string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	noted := s.folders[pool]
+	delete(s.folders, pool)
+	return noted
 }
 
 // prune deletes what is too much of the starts of a replica, of which saved is the last. That they are gone need not be
@@ -218,9 +240,7 @@ func (s *Store) RemoveStarts(poolID string) error {
 }
 
 func (s *Store) removeStarts(pool string) error {
-	s.mu.Lock()
-	delete(s.folders, pool)
-	s.mu.Unlock()
+	s.forgetFolder(pool)
 	names, err := s.startNames(pool)
 	if err != nil {
 		return err

@@ -230,3 +230,50 @@ func TestGenerations(t *testing.T) {
 		t.Errorf("of an unknown pool: %v, %v", got, err)
 	}
 }
+
+// TestStartsThatVanishMeanwhile lets others do something just before a reader of starts comes to a path.
+func TestStartsThatVanishMeanwhile(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, path string
+		meanwhile  func(*testing.T, *Store)
+		want       int
+	}{
+		{"the file was put aside", "/state/quarantine", func(t *testing.T, s *Store) {
+			if got := mustStarts(t, s, "a"); len(got) != 1 {
+				t.Errorf("the other reader got %+v", got)
+			}
+		}, 1},
+		{"the file was removed", "/state/starts/a/0-g1.json", removeStartsOfA, 0},
+		{"the folder was removed before it was synced", "/state/starts/a", removeStartsOfA, 0},
+		{"the folder was removed when it was noted", "/state/starts", removeStartsOfA, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			disk, s, _ := newWorld(t, false)
+			mustSaveStarts(t, s, testStart("a", 0, 1))
+			disk.at("/state/starts/a").names["0-g0.json"] = &memFile{data: []byte("{")}
+			again, err := openMem(disk) // It has not noted the folder yet.
+			if err != nil {
+				t.Fatal(err)
+			}
+			disk.path, disk.before = tt.path, func() { tt.meanwhile(t, again) }
+			if got, err := again.Starts("a"); err != nil || len(got) != tt.want {
+				t.Errorf("Starts: %+v, %v; want %d", got, err, tt.want)
+			}
+			if disk.before != nil {
+				t.Error("the reader never came there")
+			}
+			mustSaveStarts(t, again, testStart("a", 0, 2))
+			if got := mustStarts(t, again, "a"); len(got) != tt.want+1 {
+				t.Errorf("Starts after another was saved: %+v; want %d", got, tt.want+1)
+			}
+		})
+	}
+}
+
+func removeStartsOfA(t *testing.T, s *Store) {
+	if err := s.RemoveStarts("a"); err != nil {
+		t.Error(err)
+	}
+}
