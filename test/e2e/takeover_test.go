@@ -238,7 +238,11 @@ func TestReplacedEngineEndsItsRequests(t *testing.T) {
 	testkit.Eventually(t, harness.Patience, "the old engine is gone", func() (bool, string) {
 		return len(node.Engines()) == 1 && len(node.Starts(t, "switched")) == 1, fmt.Sprint(node.Engines())
 	})
-	if start := node.Starts(t, "switched")[0]; start.GetPid() != old.GetPid() || start.GetExit().GetRequestsCut() != 0 || start.GetEndedBy() != "superseded" {
+	start := node.Starts(t, "switched")[0]
+	if start.GetPid() != old.GetPid() || start.GetExit().GetRequestsCut() != 0 || start.GetEndedBy() != "superseded" {
 		t.Errorf("start = %v, want that of the old engine with nothing cut", start)
+	}
+	if start.GetExit().GetCode() != 0 { // as the engine does that is told to end when it has a request
+		t.Errorf("start = %v, want one that was told to end when it had nothing more", start)
 	}
 }

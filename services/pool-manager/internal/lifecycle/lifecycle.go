@@ -183,10 +183,17 @@ func (p *Pools) Delete(id registry.PoolID) error {
 	}
 	before := pool.keeper.durable
 	pool.gone = true
-	pool.keeper.durable = nil
-	removed := pool.saveLocked()
 	pool.mu.Unlock()
-	if err := <-removed; err != nil {
+	// First the starts: a pool without them is one whose deletion was cut short; they without a pool would come back with another.
+	err := p.config.Records.RemoveStarts(string(id))
+	if err == nil {
+		pool.mu.Lock()
+		pool.keeper.durable = nil
+		removed := pool.saveLocked()
+		pool.mu.Unlock()
+		err = <-removed
+	}
+	if err != nil {
 		pool.mu.Lock()
 		pool.gone, pool.keeper.durable = false, before
 		pool.saveLocked()

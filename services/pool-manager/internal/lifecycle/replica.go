@@ -119,7 +119,7 @@ func (r *replica) changeLocked(change func(view *registry.Replica)) {
 func (r *replica) run() {
 	defer r.end()
 	if !r.clearBefore() || !r.awaitTurn() {
-		r.finish(registry.ReplicaStopped, nil)
+		r.finish(nil)
 		return
 	}
 	if r.leftover == nil && !r.rest(0) { // A drain may have begun meanwhile.
@@ -128,7 +128,7 @@ func (r *replica) run() {
 	for by := r.startedBy; ; by = "restart" {
 		adopting := r.leftover != nil
 		if !adopting && r.pool.pools.awaitAside(r.life, r.pool.id) != nil { // Two of a replica would share a device.
-			r.finish(registry.ReplicaStopped, nil)
+			r.finish(nil)
 			return
 		}
 		engine, err := r.start(by)
@@ -421,7 +421,7 @@ func (r *replica) rest(delay time.Duration) bool {
 		case <-r.poked:
 			due = true
 		case <-r.life.Done():
-			r.finish(registry.ReplicaStopped, nil)
+			r.finish(nil)
 			return false
 		}
 	}
@@ -441,10 +441,10 @@ func (r *replica) poke() {
 	}
 }
 
-// finish makes known that the replica has ended.
-func (r *replica) finish(state registry.ReplicaState, exit *registry.Exit) {
+// finish makes known that the replica has been stopped.
+func (r *replica) finish(exit *registry.Exit) {
 	r.change(func(view *registry.Replica) {
-		view.State, view.Endpoint, view.PID, view.Loading = state, "", 0, nil
+		view.State, view.Endpoint, view.PID, view.Loading = registry.ReplicaStopped, "", 0, nil
 		view.Supervision.NextAttempt = time.Time{}
 		if exit != nil {
 			view.Exit = exit

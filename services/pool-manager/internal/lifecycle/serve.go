@@ -121,7 +121,7 @@ func (r *replica) ready(engine Engine) {
 	if info.LoadTime > 0 {
 		p.loadTimes[r.index] = info.LoadTime
 	}
-	unoffered := p.draining != nil && p.crew[r.index] == r || slices.Contains(p.retiring, r)
+	unoffered := r.unofferedLocked()
 	r.changeLocked(func(view *registry.Replica) {
 		view.State, view.Loading, view.Adopted = registry.ReplicaReady, nil, info.Adopted
 		if unoffered {
@@ -144,11 +144,21 @@ func (r *replica) ready(engine Engine) {
 		zap.Bool("adopted", info.Adopted), zap.Duration("duration", info.Ready.Sub(info.Started)))...)
 }
 
+// unofferedLocked is whether the replica is to get no new requests: its pool is drained, or it is to make way for a reload.
+func (r *replica) unofferedLocked() bool {
+	p := r.pool
+	if slices.Contains(p.retiring, r) {
+		return true
+	}
+	stopping := p.draining != nil || p.reloading != nil && p.reloading.phase == registry.ReloadStoppingOld
+	return stopping && p.crew[r.index] == r
+}
+
 // withdraw takes back what Launch has offered, unless the drain that it is for has been given up by then.
 func (r *replica) withdraw(engine Engine) {
 	err := engine.Withdraw()
 	r.pool.mu.Lock()
-	serves := r.pool.draining == nil && r.pool.crew[r.index] == r
+	serves := !r.unofferedLocked()
 	r.pool.mu.Unlock()
 	if serves {
 		err = errors.Join(err, engine.Offer())
@@ -225,7 +235,7 @@ func (r *replica) stop(engine Engine, ending launch.Ending) (registry.Exit, erro
 	}
 	r.stopped = stopped
 	r.pool.pools.config.Observer.EngineEnded(stopped.Exit.Class, stopped.Exit.Uptime)
-	r.finish(registry.ReplicaStopped, &stopped.Exit)
+	r.finish(&stopped.Exit)
 	r.pool.pools.log.Info("replica stopped", r.fields(zap.String("by", ending.By), zap.Stringer("class", stopped.Exit.Class),
 		zap.Int("requests_cut", ending.RequestsCut), zap.Bool("killed", stopped.Killed))...)
 	return stopped.Exit, nil

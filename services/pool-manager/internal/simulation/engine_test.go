@@ -101,10 +101,10 @@ func (w *world) makeStartLocked(c process.Command) *start {
 		ticks:  uint64(time.Since(w.began).Seconds()*ticksPerSecond) + 1, changed: make(chan struct{}), how: w.behaveLocked(c.Pool),
 	}
 	for i, arg := range c.Args {
-		switch {
-		case arg == "--model":
+		switch arg {
+		case "--model":
 			s.model = c.Args[i+1]
-		case arg == "--port":
+		case "--port":
 			port, _ := strconv.Atoi(c.Args[i+1])
 			s.asked = uint16(port)
 		}

@@ -219,8 +219,8 @@ func (m *manager) end(ctx context.Context, s *start, policy process.Policy) (pro
 	for !s.isGone() {
 		if ctx.Err() != nil && !report.KilledAt.IsZero() {
 			w.mu.Lock()
-			defer w.mu.Unlock()
 			report.Survivors = s.treeLocked()
+			w.mu.Unlock()
 			return report, reason.New(reason.StopFailed, "stop engine", reason.Cause(&process.SurvivorsError{Members: report.Survivors}))
 		}
 		if err := m.signal(&report, s, unix.SIGKILL); err != nil {

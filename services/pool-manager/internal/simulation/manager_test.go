@@ -4,7 +4,6 @@ package simulation
 
 import (
 	"context"
-
 	"slices"
 	"time"
 
@@ -52,12 +51,6 @@ func (m *manager) isDead() bool {
 	m.world.mu.Lock()
 	defer m.world.mu.Unlock()
 	return m.dead
-}
-
-func (m *manager) isRunning() bool {
-	m.world.mu.Lock()
-	defer m.world.mu.Unlock()
-	return m.running && !m.dead && !m.ending && !m.gone
 }
 
 // stepLocked is one use of the disk. It says whether the manager is still there to make it.
@@ -178,7 +171,7 @@ func (w *world) bury(m *manager) {
 }
 
 // end tells the manager to end, which takes as long as it takes: its engines stay, or are stopped.
-func (w *world) end(m *manager, stopEngines bool) {
+func (w *world) end(m *manager, stopEngines bool) { //nolint:revive // flag-parameter: the daemon's own setting is one.
 	m.ending = true
 	w.stats.faults["manager ends"]++
 	began := time.Now()

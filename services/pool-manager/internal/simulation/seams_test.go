@@ -74,7 +74,7 @@ func (p prober) Ready(ctx context.Context, wait probe.Wait) (probe.Result, error
 		case <-p.by.died:
 			return probe.Result{}, errCrashed
 		case <-ctx.Done():
-			if ctx.Err() == context.DeadlineExceeded { //nolint:errorlint // As package probe does.
+			if ctx.Err() == context.DeadlineExceeded {
 				return probe.Result{Asked: asked}, reason.New(reason.WorkerStartTimeout, "engine did not get ready")
 			}
 			return probe.Result{Asked: asked}, fmt.Errorf("wait for engine: %w", context.Cause(ctx))
@@ -160,13 +160,13 @@ func (p prober) Complete(ctx context.Context, at netip.AddrPort, _ probe.Complet
 		select {
 		case <-over:
 			w.mu.Lock()
-			defer w.mu.Unlock()
 			s.tokens += float64(maxTokens)
 			s.computed += took
 			text := "golden words"
 			if s.how.wrongWords {
 				text = "other words"
 			}
+			w.mu.Unlock()
 			return probe.Answer{Text: text, Tokens: maxTokens, Took: took}, nil
 		case <-changed:
 		case <-p.by.died:
@@ -246,7 +246,7 @@ type files struct{ by *manager }
 
 func (f files) Publish(entry handoff.Entry) (string, error) {
 	if err := f.by.enter(f.by.life, "publish %s", entry.ReplicaID); err != nil {
-		return "", nil //nolint:nilerr // As in records.use.
+		return "", nil // As in records.use.
 	}
 	f.by.world.mu.Lock()
 	defer f.by.world.mu.Unlock()
@@ -259,7 +259,7 @@ func (f files) Publish(entry handoff.Entry) (string, error) {
 
 func (f files) Withdraw(replica string) error {
 	if err := f.by.enter(f.by.life, "withdraw %s", replica); err != nil {
-		return nil //nolint:nilerr // As in records.use.
+		return nil // As in records.use.
 	}
 	f.by.world.mu.Lock()
 	defer f.by.world.mu.Unlock()
@@ -269,7 +269,7 @@ func (f files) Withdraw(replica string) error {
 
 func (f files) Keep(wanted func(handoff.Entry) bool) error {
 	if err := f.by.enter(f.by.life, "keep handoff files"); err != nil {
-		return nil //nolint:nilerr // As in records.use.
+		return nil // As in records.use.
 	}
 	f.by.world.mu.Lock()
 	defer f.by.world.mu.Unlock()
@@ -317,7 +317,7 @@ func (l logs) Pools() ([]registry.PoolID, error) {
 
 func (l logs) RemovePool(pool registry.PoolID) error {
 	if err := l.by.enter(l.by.life, "remove logs %s", pool); err != nil {
-		return nil //nolint:nilerr // As in records.use.
+		return nil // As in records.use.
 	}
 	l.by.world.mu.Lock()
 	defer l.by.world.mu.Unlock()

@@ -39,7 +39,7 @@ type settings struct {
 // mutantSeeds is how many seeds each mutant is run with.
 func (s settings) mutantSeeds() string { return strconv.FormatUint(s.mutants, 10) }
 
-var flags settings //nolint:gochecknoglobals // The flags of a test have nowhere else to be.
+var flags settings
 
 func TestMain(m *testing.M) {
 	flag.Uint64Var(&flags.seeds, "seeds", 300, "how many seeds to run")
@@ -51,7 +51,7 @@ func TestMain(m *testing.M) {
 	flag.Uint64Var(&flags.mutants, "mutants", 0, "how many seeds to run each mutant with")
 	flag.StringVar(&flags.only, "only", "", "run only mutants with this in their name")
 	flag.Parse()
-	os.Exit(m.Run()) //nolint:forbidigo // The end of a test binary.
+	os.Exit(m.Run())
 }
 
 // outcome is what a run has come to.

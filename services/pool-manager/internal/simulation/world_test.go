@@ -288,8 +288,3 @@ func (w *world) release(i int) {
 		return same
 	})
 }
-
-// tail is the end of the history.
-func (w *world) tail(n int) string {
-	return strings.Join(w.history[max(0, len(w.history)-n):], "\n")
-}

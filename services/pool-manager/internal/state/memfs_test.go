@@ -19,16 +19,17 @@ import (
 type memFS struct {
 	root *memFile
 
-	ops    int   // operations so far.
-	failAt int   // the operation that fails; -1: none.
-	crash  bool  // all later ones fail too.
-	err    error // what they fail with.
-	simple bool  // it cannot exchange names.
+	ops    int    // operations so far.
+	failAt int    // the operation that fails; -1: none.
+	crash  bool   // all later ones fail too.
+	err    error  // what they fail with.
+	failed string // the last operation that failed.
+	simple bool   // it cannot exchange names.
 	// failSync lets every sync of a folder fail.
 	failSync bool
-	// before, if not nil, is called once, before an operation on path.
+	// before, if not nil, is called once, before the operation due, such as "read /a".
 	before func()
-	path   string
+	due    string
 	made   int // files made so far.
 }
 
@@ -47,11 +48,12 @@ func newMemFS() *memFS { return &memFS{root: newFolder(), failAt: -1} }
 func (m *memFS) op(name, path string) error {
 	n := m.ops
 	m.ops++
-	if before := m.before; path == m.path && before != nil {
+	if before := m.before; name+" "+path == m.due && before != nil {
 		m.before = nil
 		before()
 	}
 	if n == m.failAt || m.crash && m.failAt >= 0 && n > m.failAt {
+		m.failed = name
 		return &fs.PathError{Op: name, Path: path, Err: m.err}
 	}
 	return nil

@@ -74,6 +74,7 @@ func pad(text []byte) []byte {
 func (s *scratch) write(path string, content []byte) error {
 	f, err := s.fs.Create(path)
 	if err != nil {
+		s.discard(path) // A spare is there.
 		return err
 	}
 	_, err = f.Write(content)

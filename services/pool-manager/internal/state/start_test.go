@@ -235,18 +235,18 @@ func TestGenerations(t *testing.T) {
 func TestStartsThatVanishMeanwhile(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		name, path string
-		meanwhile  func(*testing.T, *Store)
-		want       int
+		name, due string
+		meanwhile func(*testing.T, *Store)
+		want      int
 	}{
-		{"the file was put aside", "/state/quarantine", func(t *testing.T, s *Store) {
+		{"the file was put aside", "readdir /state/quarantine", func(t *testing.T, s *Store) {
 			if got := mustStarts(t, s, "a"); len(got) != 1 {
 				t.Errorf("the other reader got %+v", got)
 			}
 		}, 1},
-		{"the file was removed", "/state/starts/a/0-g1.json", removeStartsOfA, 0},
-		{"the folder was removed before it was synced", "/state/starts/a", removeStartsOfA, 0},
-		{"the folder was removed when it was noted", "/state/starts", removeStartsOfA, 0},
+		{"the file was removed", "read /state/starts/a/0-g1.json", removeStartsOfA, 0},
+		{"the folder was removed before it was synced", "syncdir /state/starts/a", removeStartsOfA, 0},
+		{"the folder was removed when it was noted", "syncdir /state/starts", removeStartsOfA, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -257,7 +257,7 @@ func TestStartsThatVanishMeanwhile(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			disk.path, disk.before = tt.path, func() { tt.meanwhile(t, again) }
+			disk.due, disk.before = tt.due, func() { tt.meanwhile(t, again) }
 			if got, err := again.Starts("a"); err != nil || len(got) != tt.want {
 				t.Errorf("Starts: %+v, %v; want %d", got, err, tt.want)
 			}
