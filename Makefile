@@ -70,6 +70,10 @@ sim: need-go ## Run the pool manager's own code in a simulated world, each seed 
 sim-long: need-go ## The same for a while (LASTS=2h)
 	go test -count=1 -v -timeout 0 ./services/pool-manager/internal/simulation -run '^TestSeeds$$' -lasts $(LASTS) -from $(FROM)
 
+.PHONY: sim-mutants
+sim-mutants: need-go ## Take away one guard of the pool manager after another, and see that the simulation notices
+	go test -C services/pool-manager -count=1 -v -timeout 0 ./internal/simulation -run '^TestMutants$$' -mutants 2000
+
 .PHONY: bench
 bench: need-test build ## Measure both services against an engine started by hand
 	ROUNDHOUSE_TEST_PROGRAMS=$(CURDIR)/bin go test -run '^$$' -bench . -benchtime 20x -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./test/bench/...

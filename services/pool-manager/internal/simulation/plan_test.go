@@ -214,7 +214,9 @@ func (w *world) preload(ctx context.Context, a *action, random *rand.Rand) {
 		pool, err := m.pools.Preload(ctx, spec, id, func(lifecycle.LoadEvent) error { return nil })
 		if err != nil {
 			if !known {
+				w.mu.Lock()
 				w.forgive(a.pool)
+				w.mu.Unlock()
 			}
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -102,7 +103,7 @@ func (w *world) live(t *testing.T, plan []*action) {
 	why := ""
 	settled := w.drive(time.Now().Add(3*time.Hour), func() bool {
 		w.attend(t)
-		if len(w.parked) > 0 {
+		if w.stirred || len(w.parked) > 0 {
 			return false
 		}
 		why = w.settled()
@@ -133,6 +134,7 @@ func (w *world) attend(t *testing.T) {
 		for _, c := range w.watchers {
 			w.follow(t.Context(), c, m)
 		}
+		w.settle()
 	}
 }
 
@@ -299,6 +301,29 @@ func shrink(t *testing.T, seed uint64, result outcome, without []int) []int {
 	}
 	slices.Sort(without)
 	return without
+}
+
+// TestKeptSeeds runs the seeds that have failed once.
+func TestKeptSeeds(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join("testdata", "seeds.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(strings.TrimSpace(string(text)), "\n") {
+		number, why, _ := strings.Cut(line, " ")
+		if number == "#" {
+			continue
+		}
+		seed, err := strconv.ParseUint(number, 10, 64)
+		if err != nil {
+			t.Errorf("seeds.txt: %q: %v", why, err)
+			continue
+		}
+		if result := play(t, seed, nil, false); result.broken != nil {
+			report(t, seed, result)
+		}
+	}
 }
 
 func TestSameSeedSameHistory(t *testing.T) {

@@ -32,6 +32,7 @@ type world struct {
 	wake     chan struct{} // a value: a call has come while time passes.
 
 	mu       sync.Mutex // mu guards what follows, against managers that run; the driver itself works while they wait.
+	turns    int
 	parked   []*call
 	arrivals []string // what has happened since the last stimulus, in no order.
 	broken   *violation
@@ -202,11 +203,19 @@ func (w *world) settle() {
 	}
 }
 
+// handOver ends the turn of the driver: what it has looked at without the lock while all others waited, they may change now.
+func (w *world) handOver() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.turns++
+}
+
 // pass lets time pass, until something calls.
 func (w *world) pass(d time.Duration) {
 	if d <= 0 {
 		return
 	}
+	w.handOver()
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
