@@ -296,6 +296,9 @@ func (one *restoring) hire() (adopting, fresh []*replica) {
 		if p.tracks[index].GaveUp { // The same start would end the same way: ResetBreaker, Preload or Reload start it.
 			p.views[index].State = registry.ReplicaFailed
 			p.failure = p.exited(p.views[index])
+			if leftover, ok := one.adopt[index]; ok { // Of a reload that was cut short before it counted.
+				p.pools.endAside(p.id, func(ctx context.Context) error { return p.pools.config.Machine.End(ctx, leftover, "superseded") })
+			}
 			p.pools.endAllAside(p.id, one.before[index])
 			continue
 		}

@@ -328,7 +328,7 @@ func TestKeptSeeds(t *testing.T) {
 
 func TestSameSeedSameHistory(t *testing.T) {
 	t.Parallel()
-	for seed := flags.from; seed < flags.from+max(flags.seeds/15, 1); seed++ {
+	for seed := flags.from; seed < flags.from+max(flags.seeds/30, 1); seed++ {
 		first, second := play(t, seed, nil, true), play(t, seed, nil, true)
 		if first.sum == second.sum {
 			continue
