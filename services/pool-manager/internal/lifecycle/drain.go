@@ -215,6 +215,8 @@ func (p *pool) beginDrain(options DrainOptions) (*drain, <-chan error, error) {
 	switch {
 	case p.gone:
 		return nil, nil, notFound(p.id)
+	case p.leaving && !options.keep: // Its engines are nobody's until the next manager has them.
+		return nil, nil, cancelError(errClosing, p.id)
 	case p.loading != nil || p.reloading != nil:
 		return nil, nil, errAtWork
 	case p.draining != nil:
@@ -350,7 +352,7 @@ func (p *pool) offer() {
 				p.pools.log.Warn("handoff was not written again", r.fields(zap.Error(err))...)
 			}
 		}
-		r.poke()
+		r.wake()
 	}
 }
 

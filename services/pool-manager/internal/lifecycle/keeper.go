@@ -67,9 +67,9 @@ func (p *pool) saveLocked() <-chan error {
 	return told
 }
 
-// write fulfils wishes until there is none.
+// write fulfils wishes until there is none. When nothing may be waited for any more, a wish that has failed is tried once again.
 func (p *pool) write() {
-	for {
+	for last := false; ; {
 		p.mu.Lock()
 		current := p.keeper.wish
 		p.keeper.wish = nil
@@ -92,10 +92,13 @@ func (p *pool) write() {
 			continue
 		}
 		p.pools.log.Error("record of a pool was not saved", zap.String("pool_id", string(p.id)), zap.Error(err))
+		if last {
+			return
+		}
 		select {
 		case <-time.After(saveAgain):
 		case <-p.pools.ending:
-			return
+			last = true
 		}
 		p.mu.Lock()
 		if p.keeper.wish == nil {

@@ -175,6 +175,10 @@ func (p *Pools) Delete(id registry.PoolID) error {
 		pool.mu.Unlock()
 		return notFound(id)
 	}
+	if pool.leaving {
+		pool.mu.Unlock()
+		return cancelError(errClosing, id)
+	}
 	if pool.loading != nil || pool.draining != nil || pool.aliveLocked() {
 		state := pool.state
 		pool.mu.Unlock()

@@ -76,6 +76,9 @@ func (p *pool) failedAgain(now *registry.Pool, before []uint64) error {
 // it did this for.
 func (p *pool) startWaitingLocked(by string) int {
 	started := 0
+	if p.leaving {
+		return started
+	}
 	for index, view := range p.views {
 		r, hired := p.crew[index]
 		switch {

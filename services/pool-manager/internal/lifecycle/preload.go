@@ -36,11 +36,13 @@ const (
 // preload is one load under way, or the memory of one.
 type preload struct {
 	spec registry.Spec
-	// before is what the pool was; known is false if it was not.
-	before made
-	known  bool
-	hub    *progress.Hub
-	cancel context.CancelCauseFunc
+	// before is what the pool was, with what supervision remembered; known is false if it was not.
+	before    made
+	tracks    map[int]supervision.Track
+	loadTimes map[int]time.Duration
+	known     bool
+	hub       *progress.Hub
+	cancel    context.CancelCauseFunc
 
 	// mu guards phases and changed.
 	mu      sync.Mutex
@@ -222,14 +224,16 @@ func (p *pool) beginLoad(spec registry.Spec) (load *preload, recovering *pool, r
 	}
 	work, cancel := context.WithCancelCause(p.pools.base) // Going away is not cancelling.
 	load = &preload{
-		spec:    spec,
-		before:  p.made,
-		known:   p.state != 0,
-		hub:     progress.NewHub(progress.Config{Now: p.pools.config.Now}),
-		cancel:  cancel,
-		phases:  []registry.Phase{registry.PhasePreparing},
-		changed: make(chan struct{}),
-		done:    make(chan struct{}),
+		spec:      spec,
+		before:    p.made,
+		tracks:    p.tracks,
+		loadTimes: p.loadTimes,
+		known:     p.state != 0,
+		hub:       progress.NewHub(progress.Config{Now: p.pools.config.Now}),
+		cancel:    cancel,
+		phases:    []registry.Phase{registry.PhasePreparing},
+		changed:   make(chan struct{}),
+		done:      make(chan struct{}),
 	}
 	p.loading = load
 	p.made = made{spec: spec, edition: p.edition + 1, views: p.views}
@@ -294,7 +298,7 @@ func (p *pool) finishLoad(ctx context.Context, load *preload, processes bool, er
 		saved = p.commitLocked()
 		p.publishLocked()
 	case load.known:
-		p.made = load.before
+		p.made, p.tracks, p.loadTimes = load.before, load.tracks, load.loadTimes
 		p.publishLocked()
 	default:
 		p.gone = true

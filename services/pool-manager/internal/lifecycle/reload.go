@@ -210,6 +210,7 @@ func (p *pool) reload(ctx context.Context, l *reload) {
 		p.update(func() {
 			if p.reloading == l { // Else the new engines have taken over, and old ones could not be stopped.
 				p.reloading = nil
+				p.fillLocked()
 			}
 		})
 	}
@@ -293,6 +294,11 @@ func (p *pool) makeNew(ctx context.Context, l *reload) ([]*replica, error) {
 	}
 	if err != nil {
 		err = undo(candidates, err)
+		for _, r := range candidates {
+			if !isClosed(r.gone) { // It could not be stopped: what is to be in its place waits until it is gone.
+				p.pools.setAside(r)
+			}
+		}
 		p.update(func() { l.candidates = nil })
 		return nil, err
 	}
@@ -394,6 +400,9 @@ func (p *pool) takeOverLocked(l *reload, candidates []*replica, views []registry
 		r.supervised = false
 		if r.view.State == registry.ReplicaReady {
 			r.view.State = registry.ReplicaDraining
+		}
+		if r.engine == nil { // It has no request to end, and is not to be started any more.
+			r.halt(errReplaced)
 		}
 		old = append(old, r)
 		p.retiring = append(p.retiring, r)

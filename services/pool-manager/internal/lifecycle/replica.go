@@ -55,8 +55,8 @@ type replica struct {
 	// stops takes orders to stop the engine, or to leave it; gone is closed when nothing of it is left, or it was left.
 	stops chan stopOrder
 	gone  chan struct{}
-	// poked takes the wish to start at once; a value is kept.
-	poked chan struct{}
+	// poked takes the wish to start at once, woken the news that no drain keeps it from starting any more; a value is kept.
+	poked, woken chan struct{}
 	// tried is closed when the first start has an outcome, which tryErr is.
 	tried  chan struct{}
 	once   sync.Once
@@ -87,7 +87,7 @@ func (p *pool) newReplica(index int, m made, startedBy string) *replica {
 	return &replica{
 		pool: p, index: index, edition: m.edition, spec: m.spec, prepared: m.prepared, startedBy: startedBy,
 		life: life, halt: halt,
-		stops: make(chan stopOrder), gone: make(chan struct{}), poked: make(chan struct{}, 1), tried: make(chan struct{}),
+		stops: make(chan stopOrder), gone: make(chan struct{}), poked: make(chan struct{}, 1), woken: make(chan struct{}, 1), tried: make(chan struct{}),
 		view: registry.Replica{ID: p.id.Replica(index), Index: index, State: registry.ReplicaStarting},
 	}
 }
@@ -223,6 +223,9 @@ func (r *replica) clear(end func(context.Context) error) bool {
 		}
 		select {
 		case <-time.After(stopAgain):
+			if r.life.Err() != nil && attempt(r.pool.pools.base) == nil { // Who has told it to end was told that it is left.
+				return true
+			}
 		case order := <-r.stops:
 			if order.leave {
 				return false
@@ -420,6 +423,7 @@ func (r *replica) rest(delay time.Duration) bool {
 			due = true
 		case <-r.poked:
 			due = true
+		case <-r.woken:
 		case <-r.life.Done():
 			r.finish(nil)
 			return false
@@ -434,9 +438,14 @@ func (p *pool) isDraining() bool {
 }
 
 // poke has a replica that waits start at once. On one that does not wait it has no effect.
-func (r *replica) poke() {
+func (r *replica) poke() { leaveValue(r.poked) }
+
+// wake has a replica start whose time to start has come while its pool was drained.
+func (r *replica) wake() { leaveValue(r.woken) }
+
+func leaveValue(c chan<- struct{}) {
 	select {
-	case r.poked <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

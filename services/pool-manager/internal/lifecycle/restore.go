@@ -19,6 +19,7 @@ import (
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/launch"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/state"
+	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/supervision"
 )
 
 // adoptLimit is how long Restore waits for engines that it takes over: an engine that serves proves itself in milliseconds.
@@ -87,8 +88,11 @@ func (p *Pools) recallExits(pool *pool) error {
 	}
 	starts, err := p.config.Records.Starts(string(pool.id))
 	for _, start := range slices.Backward(starts) { // The newest comes last.
-		if start.Replica < len(pool.views) && start.Edition == pool.edition && pool.tracks[start.Replica].GaveUp {
-			pool.views[start.Replica].Exit = exitOf(start)
+		if start.Replica >= len(pool.views) || start.Edition != pool.edition || !pool.tracks[start.Replica].GaveUp {
+			continue
+		}
+		if exit := exitOf(start); supervision.Permanent(exit.Class) { // Others are of before, or of a reload that has failed.
+			pool.views[start.Replica].Exit = exit
 		}
 	}
 	return err
@@ -209,14 +213,10 @@ func (p *Pools) sortStray(stray launch.Stray, target *restoring) {
 // and the pool is not deleted before.
 func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
 	ended := make(chan struct{})
-	p.asideMu.Lock()
-	p.aside[id] = append(p.aside[id], ended)
-	p.asideMu.Unlock()
+	p.addAside(id, ended)
 	p.work.Go(func() {
 		defer func() {
-			p.asideMu.Lock()
-			p.aside[id] = slices.DeleteFunc(slices.Clone(p.aside[id]), func(other <-chan struct{}) bool { return other == ended })
-			p.asideMu.Unlock()
+			p.dropAside(id, ended)
 			close(ended)
 		}()
 		for {
@@ -235,6 +235,28 @@ func (p *Pools) endAside(id registry.PoolID, end func(context.Context) error) {
 			}
 		}
 	})
+}
+
+// setAside has starts of a pool wait, its drain, and its deletion, until a replica is gone that is none of it any more.
+func (p *Pools) setAside(r *replica) {
+	id := r.pool.id
+	p.addAside(id, r.gone)
+	p.work.Go(func() {
+		<-r.gone
+		p.dropAside(id, r.gone)
+	})
+}
+
+func (p *Pools) addAside(id registry.PoolID, gone <-chan struct{}) {
+	p.asideMu.Lock()
+	defer p.asideMu.Unlock()
+	p.aside[id] = append(p.aside[id], gone)
+}
+
+func (p *Pools) dropAside(id registry.PoolID, gone <-chan struct{}) {
+	p.asideMu.Lock()
+	defer p.asideMu.Unlock()
+	p.aside[id] = slices.DeleteFunc(slices.Clone(p.aside[id]), func(other <-chan struct{}) bool { return other == gone })
 }
 
 func (p *Pools) endAllAside(id registry.PoolID, ends []func(context.Context) error) {

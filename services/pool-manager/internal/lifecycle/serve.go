@@ -20,17 +20,18 @@ import (
 // serve owns an engine that is ready until nothing of it is left. It returns how it failed, or over if it was told to end.
 func (r *replica) serve(engine Engine) (failure supervision.Failure, over bool) {
 	r.ready(engine)
-	watching, stopWatching := context.WithCancel(r.pool.pools.base)
+	watching, cancel := context.WithCancel(r.pool.pools.base)
 	hung := make(chan string, 1)
 	watched := make(chan struct{})
+	stopWatching := func() { // Whoever watches may offer the engine again, which nobody must once it is withdrawn.
+		cancel()
+		<-watched
+	}
+	defer stopWatching()
 	r.pool.pools.work.Go(func() {
 		defer close(watched)
 		r.watch(watching, engine, hung)
 	})
-	defer func() {
-		stopWatching()
-		<-watched
-	}()
 
 	failure = supervision.Failure{WasReady: true}
 	stable := r.stable(nil)
@@ -70,7 +71,7 @@ func (r *replica) serve(engine Engine) (failure supervision.Failure, over bool) 
 			if r.obey(engine, order) {
 				return failure, true
 			}
-			retry = nil // Only an order can help now; its giver knows that the engine is left.
+			retry = time.After(stopAgain) // Its giver knows that the engine is left.
 		}
 	}
 }

@@ -109,6 +109,9 @@ func (w *world) makeStartLocked(c process.Command) *start {
 			s.asked = uint16(port)
 		}
 	}
+	if s.how.bad != goodStart && w.nature.IntN(4) == 0 { // What is broken is stuck, too.
+		s.stuckTill = time.Now().Add(s.how.load + time.Duration(w.nature.IntN(400))*time.Second)
+	}
 	w.starts = append(w.starts, s)
 	w.stats.starts++
 	load := s.how.load

@@ -47,7 +47,11 @@ func (w *world) engineFault(a *action, random *rand.Rand) bool {
 	case "mute":
 		do = func(s *start) { s.hangLocked(true) }
 	case "stuck engine":
-		do = func(s *start) { s.stuckTill = time.Now().Add(time.Duration(random.IntN(300)) * time.Second) }
+		do = func(s *start) {
+			if till := time.Now().Add(time.Duration(random.IntN(300)) * time.Second); till.After(s.stuckTill) {
+				s.stuckTill = till
+			}
+		}
 	case "daemon child":
 		do = func(s *start) { s.kids = 1 + random.IntN(3) }
 	default:
@@ -221,6 +225,9 @@ func (w *world) diskFaulty() bool {
 
 // heal ends all faults.
 func (w *world) heal() {
+	if w.disk.full || w.disk.sick {
+		w.faults.diskAt = time.Now()
+	}
 	w.faults = faults{diskAt: w.faults.diskAt}
 	w.disk.full, w.disk.sick = false, false
 	w.crashIn, w.crashLose = 0, false

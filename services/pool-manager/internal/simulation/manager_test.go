@@ -37,6 +37,7 @@ type manager struct {
 	failed   error // why it does not run.
 	running  bool  // what was before it is restored.
 	ending   bool  // it was told to end.
+	leaving  bool  // and to leave its engines running.
 	gone     bool  // it has ended as it was told to.
 	buried   bool
 	diskStep int // uses of the disk until it dies; 0 means never.
@@ -172,7 +173,7 @@ func (w *world) bury(m *manager) {
 
 // end tells the manager to end, which takes as long as it takes: its engines stay, or are stopped.
 func (w *world) end(m *manager, stopEngines bool) { //nolint:revive // flag-parameter: the daemon's own setting is one.
-	m.ending = true
+	m.ending, m.leaving = true, !stopEngines
 	w.stats.faults["manager ends"]++
 	began := time.Now()
 	go func() {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	enginev1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/engine/v1"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/lifecycle"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/process"
 	"github.com/roundhouse-llm/roundhouse/services/pool-manager/internal/registry"
@@ -46,7 +47,7 @@ func (w *world) checkSpawnLocked(c process.Command) {
 		if s.goneLocked() {
 			continue
 		}
-		if s.command.Generation == c.Generation || record.StartedBy != "reload" && !w.isBeside(s) {
+		if s.command.Generation == c.Generation || record.StartedBy != "reload" && !w.isBeside(s) && !w.isOfReload(c) {
 			w.violate("G1: one live process of a replica", "%s g%d is spawned by %s while g%d lives", c.Replica, c.Generation, record.StartedBy, s.command.Generation)
 		}
 	}
@@ -59,9 +60,18 @@ func (w *world) checkSpawnLocked(c process.Command) {
 	w.reason = record.StartedBy
 }
 
+// isOfCrew is whether a start is the one that its pool has now in that place.
+func isOfCrew(pool *registry.Pool, s *start) bool {
+	return slices.ContainsFunc(pool.Replicas, func(view registry.Replica) bool {
+		return string(view.ID) == s.command.Replica && view.Generation == s.command.Generation
+	})
+}
+
 // isBeside is whether a start is one of the two that a reload has at once: one that is to take over, or one that retires.
-func (w *world) isBeside(s *start) bool {
-	pool, ok := w.manager.known.Get(registry.PoolID(s.command.Pool))
+func (w *world) isBeside(s *start) bool { return w.isOfReload(s.command) }
+
+func (w *world) isOfReload(c process.Command) bool {
+	pool, ok := w.manager.known.Get(registry.PoolID(c.Pool))
 	if !ok {
 		return false
 	}
@@ -70,7 +80,7 @@ func (w *world) isBeside(s *start) bool {
 		beside = append(beside, pool.Reload.Candidates...)
 	}
 	return slices.ContainsFunc(beside, func(view registry.Replica) bool {
-		return string(view.ID) == s.command.Replica && view.Generation == s.command.Generation
+		return string(view.ID) == c.Replica && view.Generation == c.Generation
 	})
 }
 
@@ -114,12 +124,15 @@ func (w *world) checkSignalLocked(m *manager, s *start) {
 	id := registry.PoolID(s.command.Pool)
 	if m.known != nil {
 		pool, there := m.known.Get(id)
-		s.drained = there && pool.State == registry.StateDraining && !w.isBeside(s)
+		s.drained = there && pool.State == registry.StateDraining && pool.Reload == nil && !w.isBeside(s)
 	}
-	if !s.alive || !s.ready || s.hung || s.how.bad != goodStart {
+	if !s.alive || s.hung || s.how.bad != goodStart || m.known == nil || s.stray {
 		return
 	}
-	if m.known == nil || s.stray {
+	if m.leaving {
+		w.checkLeaving(m, s)
+	}
+	if !s.ready {
 		return
 	}
 	if entry := w.handoffs[s.command.Replica]; entry.PID == s.pid && !w.diskFaulty() {
@@ -128,7 +141,7 @@ func (w *world) checkSignalLocked(m *manager, s *start) {
 			w.violate("nothing that is offered is told to end", "%s", s.name())
 		}
 	}
-	if m.ending {
+	if m.ending && !m.leaving {
 		return
 	}
 	pool, ok := m.known.Get(id)
@@ -136,7 +149,7 @@ func (w *world) checkSignalLocked(m *manager, s *start) {
 		w.checkLeftover(s)
 		return
 	}
-	if pool.State == registry.StateDraining && pool.Reload == nil && !w.diskFaulty() && !w.isBeside(s) {
+	if pool.State == registry.StateDraining && pool.Reload == nil && !w.diskFaulty() && isOfCrew(pool, s) {
 		record, there := durable[state.PoolRecord](w, "/state/pools", string(id)+".json")
 		if there && record.Wanted {
 			w.violate("a drain is durable before it stops anything", "%s is told to end while its pool is to serve", s.name())
@@ -149,6 +162,20 @@ func (w *world) checkSignalLocked(m *manager, s *start) {
 	for _, view := range pool.Replicas {
 		if string(view.ID) == s.command.Replica && view.Generation == s.command.Generation && view.Started.Before(time.Now()) {
 			w.violate("an engine that serves is not interrupted", "%s of pool %s, which is %s", s.name(), id, pool.State)
+		}
+	}
+}
+
+// checkLeaving is asked before a start is ended while a manager leaves its engines running.
+func (w *world) checkLeaving(m *manager, s *start) {
+	pool, ok := m.known.Get(registry.PoolID(s.command.Pool))
+	if !ok || !pool.Wanted || pool.Reload != nil || pool.State == registry.StateDraining {
+		return
+	}
+	for _, view := range pool.Replicas {
+		record, recorded := durable[state.Record](w, "/state/replicas", fmt.Sprintf("%s-g%d.json", view.ID, view.Generation))
+		if string(view.ID) == s.command.Replica && view.Generation == s.command.Generation && recorded && record.Phase != state.Intended {
+			w.violate("G4: a manager that leaves stops no engine", "%s of pool %s", s.name(), pool.Spec.ID)
 		}
 	}
 }
@@ -292,6 +319,32 @@ func (w *world) checkReady(m *manager, pool *registry.Pool, view registry.Replic
 	w.violate("G6: READY is proven", "%s is READY as process %d, which never was", view.ID, view.PID)
 }
 
+// checkStill is asked when nobody has anything to do but to wait.
+func (w *world) checkStill() {
+	m := w.manager
+	if m == nil || !m.running || m.dead || m.ending || time.Since(m.restored) < time.Minute {
+		return
+	}
+	for _, s := range w.starts {
+		if s.alive && !s.stray && !s.stillAt.IsZero() && s.signalledBy == nil && time.Since(s.stillAt) > time.Minute && time.Since(m.restored) > 2*time.Minute {
+			w.violate("a load that stalls is ended", "%s stands still since %s", s.name(), time.Since(s.stillAt))
+		}
+	}
+	if w.diskFaulty() {
+		return
+	}
+	for _, pool := range m.known.List() {
+		if pool.State != registry.StateReady || pool.Reload != nil {
+			continue
+		}
+		for _, view := range pool.Replicas {
+			if entry := w.handoffs[string(view.ID)]; entry.PID != view.PID {
+				w.violate("a READY replica is offered", "%s is process %d, offered is %d", view.ID, view.PID, entry.PID)
+			}
+		}
+	}
+}
+
 // settled is whether nothing is about to change any more, and why not.
 func (w *world) settled() string {
 	m := w.manager
@@ -303,7 +356,7 @@ func (w *world) settled() string {
 	}
 	serving := map[string]uint64{}
 	for _, pool := range m.known.List() {
-		if why := settledPool(pool); why != "" {
+		if why := w.settledPool(pool); why != "" {
 			return why
 		}
 		for _, view := range pool.Replicas {
@@ -339,7 +392,7 @@ func (w *world) settled() string {
 	return ""
 }
 
-func settledPool(pool *registry.Pool) string {
+func (w *world) settledPool(pool *registry.Pool) string {
 	switch {
 	case pool.Reload != nil || len(pool.Retiring) > 0:
 		return fmt.Sprintf("pool %s is being reloaded", pool.Spec.ID)
@@ -352,7 +405,7 @@ func settledPool(pool *registry.Pool) string {
 			if view.State != registry.ReplicaReady && view.State != registry.ReplicaFailed {
 				return fmt.Sprintf("pool %s is %s: replica %s is %s", pool.Spec.ID, pool.State, view.ID, view.State)
 			}
-			if view.State == registry.ReplicaFailed && (view.Exit == nil || view.Exit.Class.String() != "EXIT_CLASS_CONFIG") {
+			if view.State == registry.ReplicaFailed && !w.isPermanent(view) {
 				return fmt.Sprintf("replica %s was given up without a permanent cause: %+v", view.ID, view.Exit)
 			}
 		}
@@ -360,6 +413,19 @@ func settledPool(pool *registry.Pool) string {
 	default:
 		return fmt.Sprintf("pool %s is %s", pool.Spec.ID, pool.State)
 	}
+}
+
+// isPermanent is whether the last start of a replica would end again as it has.
+func (w *world) isPermanent(view registry.Replica) bool {
+	if view.Exit != nil && view.Exit.Class != enginev1.ExitClass_EXIT_CLASS_CONFIG {
+		return false
+	}
+	for _, s := range slices.Backward(w.starts) {
+		if s.command.Replica == string(view.ID) && (s.reason != "reload" && s.reason != "preload" || s.how.bad == exitsConfig) {
+			return s.how.bad == exitsConfig
+		}
+	}
+	return false
 }
 
 // audit checks the world when all is settled.

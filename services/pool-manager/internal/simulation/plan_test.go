@@ -221,11 +221,18 @@ func (w *world) preload(ctx context.Context, a *action, random *rand.Rand) {
 			return nil, err
 		}
 		return func() {
-			if pool.State != registry.StateReady {
+			if pool.State != registry.StateReady && !w.hasJustEnded(a.pool) {
 				w.violate("Preload returns a pool that is READY", "%s is %s", a.pool, pool.State)
 			}
 			w.knowLocked(a.pool, true)
 		}, nil
+	})
+}
+
+// hasJustEnded is whether an engine of the pool has ended a moment ago.
+func (w *world) hasJustEnded(id registry.PoolID) bool {
+	return slices.ContainsFunc(w.starts, func(s *start) bool {
+		return s.command.Pool == string(id) && !s.alive && time.Since(s.endedAt) < 5*time.Second
 	})
 }
 
@@ -318,5 +325,6 @@ func changesNothing(err error) bool {
 }
 
 func (w *world) knowLocked(id registry.PoolID, wanted bool) {
-	w.wishOf(id).certain, w.wishOf(id).wanted = true, wanted
+	// What could not be written is tried again, and is lost if the manager dies before.
+	w.wishOf(id).certain, w.wishOf(id).wanted = wanted || !w.diskFaulty(), wanted
 }

@@ -112,7 +112,10 @@ func (w *world) live(t *testing.T, plan []*action) {
 	if !settled && w.broken == nil {
 		w.violate("all comes to rest when faults have ceased", "%s", why)
 	}
-	w.drive(time.Now().Add(20*time.Second), func() bool { return false }) // What is slow catches up.
+	for before := uint64(0); w.broken == nil && before != w.manager.oracle.revision; { // What is slow catches up.
+		before = w.manager.oracle.revision
+		w.drive(time.Now().Add(20*time.Second), func() bool { return false })
+	}
 	if w.broken == nil && w.settled() == "" {
 		w.mu.Lock()
 		w.audit()

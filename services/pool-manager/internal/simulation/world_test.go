@@ -262,6 +262,9 @@ func (w *world) stimulus(until time.Time) {
 	case n > 0 && w.schedule.IntN(24) > 0:
 		w.release(w.schedule.IntN(n))
 	default:
+		if n == 0 {
+			w.checkStill()
+		}
 		limit := until.Sub(now)
 		if n > 0 { // What was called takes its time.
 			limit = min(limit, time.Duration(1+w.schedule.IntN(400))*time.Millisecond+time.Duration(w.schedule.IntN(1000)))
