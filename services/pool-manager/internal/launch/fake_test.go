@@ -5,6 +5,7 @@ package launch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"syscall"
@@ -26,6 +27,8 @@ type fakeWorld struct {
 	// readyAfter is how long it loads, and exit how it ends then instead; nil is ready.
 	readyAfter time.Duration
 	exit       *process.ExitStatus
+	// dying is how long after its connections broke, when it was asked what it is, it is seen to have ended; 0 does not end.
+	dying time.Duration
 	// kills has a stop kill its whole group with one call, of which no process is told by itself.
 	kills bool
 
@@ -180,7 +183,15 @@ func (p fakeProber) Ready(ctx context.Context, w probe.Wait) (probe.Result, erro
 	return probe.Result{Endpoint: netip.AddrPortFrom(w.Host, 8080), Asked: 1}, nil
 }
 
-func (fakeProber) Identify(context.Context, netip.AddrPort, probe.Field, string) error { return nil }
+func (p fakeProber) Identify(context.Context, netip.AddrPort, probe.Field, string) error {
+	if p.dying == 0 {
+		return nil
+	}
+	time.AfterFunc(p.dying, func() {
+		p.running.end(process.ExitStatus{Code: process.CodeUnknown, Signal: syscall.SIGKILL})
+	})
+	return fmt.Errorf("ask: %w", syscall.ECONNRESET)
+}
 
 func (fakeProber) Count(context.Context, netip.AddrPort, probe.Field) (int, error) { return 1, nil }
 

@@ -203,6 +203,19 @@ func TestExitClasses(t *testing.T) {
 	}
 }
 
+// An engine's connections break a moment before its end is seen: the end is what is told, and nobody asked for it.
+func TestEngineThatDiesWhileItIsAsked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &fakeWorld{readyAfter: time.Second, dying: 10 * time.Millisecond}
+		_, err := w.launcher(t).Launch(t.Context(), request(t, processtest.Script{}), ignoreStage)
+		wantReason(t, err, reason.WorkerStartFailed)
+		if len(w.starts) != 1 || w.starts[0].Class != "SIGNAL" || w.starts[0].Signal != "SIGKILL" {
+			t.Errorf("on record are %+v, want SIGKILL", w.starts)
+		}
+	})
+}
+
 // Nobody waits for the disk before an engine may be used; but what is on its way there is awaited before the record goes.
 func TestReadyIsSavedBehindItsBack(t *testing.T) {
 	t.Parallel()

@@ -17,6 +17,10 @@ import (
 // askAgain is the pause after an engine that was ready before did not say what it is: it may be busy.
 const askAgain = 100 * time.Millisecond
 
+// endsWithin is how long an engine that has broken a connection has to be seen ending: the kernel closes a process's sockets
+// a moment before its parent is told.
+const endsWithin = time.Second
+
 // limits are how long an engine may take to prove itself.
 type limits struct {
 	// ready limits it all.
@@ -91,6 +95,9 @@ func (e *Engine) identify(ctx context.Context, again time.Duration) error {
 		if err == nil {
 			return nil
 		}
+		if probe.Broken(err) {
+			e.awaitEnd(ctx)
+		}
 		_, another := errors.AsType[*probe.MismatchError](err)
 		if another || ctx.Err() != nil || e.exited() || !time.Now().Before(deadline) {
 			return reason.New(reason.WorkerStartFailed, what, reason.Cause(err),
@@ -103,6 +110,17 @@ func (e *Engine) identify(ctx context.Context, again time.Duration) error {
 		case <-ctx.Done():
 		}
 		pause.Stop()
+	}
+}
+
+// awaitEnd gives an engine that may have ended a moment ago the time to be seen so.
+func (e *Engine) awaitEnd(ctx context.Context) {
+	limit := time.NewTimer(endsWithin)
+	defer limit.Stop()
+	select {
+	case <-e.process.Done():
+	case <-limit.C:
+	case <-ctx.Done():
 	}
 }
 

@@ -19,6 +19,8 @@ import (
 	"net/http"
 	"net/netip"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -67,6 +69,12 @@ func New(c Config) (*Prober, error) {
 type answer struct {
 	status int
 	body   []byte
+}
+
+// Broken is whether a question failed because its connection was refused or broke, as it does when its engine has just ended.
+func Broken(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) ||
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // get asks once. An answer larger than maxAnswer is an error.

@@ -197,6 +197,46 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
+func TestBroken(t *testing.T) {
+	t.Parallel()
+	closed := netip.MustParseAddrPort(func() string {
+		s := httptest.NewServer(http.NotFoundHandler())
+		defer s.Close()
+		return s.Listener.Addr().String()
+	}())
+	resets := func(linger int) netip.AddrPort {
+		return serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if tcp, ok := conn.(*net.TCPConn); !ok || tcp.SetLinger(linger) != nil || tcp.Close() != nil {
+				t.Errorf("connection %v was not closed as wanted", conn)
+			}
+		})
+	}
+	slow := serve(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	for name, tt := range map[string]struct {
+		at   netip.AddrPort
+		want bool
+	}{
+		"refused": {closed, true},
+		"reset":   {resets(0), true},
+		"closed":  {resets(-1), true},
+		"absent":  {serve(t, http.NotFound), false},
+		"silent":  {slow, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := newProber(t, Config{Limit: 200 * time.Millisecond}).Text(t.Context(), tt.at, Field{Path: "/", Name: "x"})
+			if err == nil || Broken(err) != tt.want {
+				t.Errorf("Broken(%v) = %v, want %v", err, Broken(err), tt.want)
+			}
+		})
+	}
+}
+
 func TestCount(t *testing.T) {
 	t.Parallel()
 	at := serve(t, func(w http.ResponseWriter, _ *http.Request) {
