@@ -256,6 +256,9 @@ func TestTheEndOfAnOldGenerationLeavesTheNewOne(t *testing.T) {
 	if err := newer.Offer(); err != nil {
 		t.Fatal(err)
 	}
+	if err := older.Offer(); err != nil || offered() != newer.Info().PID { // As when it gets ready after it was replaced.
+		t.Errorf("Offer = %v of what was replaced: offered is %d", err, offered())
+	}
 	if err := older.Withdraw(); err != nil {
 		t.Error(err)
 	}

@@ -94,7 +94,6 @@ func (l *reload) statusLocked() *registry.ReloadStatus {
 // Reload makes a pool be what spec says without an interruption, or says why it is what it was. Fields that need no other
 // engines are changed alone. If ctx ends the call returns and the reload goes on.
 func (p *Pools) Reload(ctx context.Context, spec registry.Spec, options ReloadOptions, emit func(ReloadEvent) error) (ReloadResult, error) {
-	began := p.config.Now()
 	p.mu.Lock()
 	pool, closing := p.pools[spec.ID], p.closing
 	p.mu.Unlock()
@@ -104,17 +103,9 @@ func (p *Pools) Reload(ctx context.Context, spec registry.Spec, options ReloadOp
 	case pool == nil:
 		return ReloadResult{}, notFound(spec.ID)
 	}
-	work, saved, result, err := pool.beginReload(spec, options)
-	if err != nil || options.DryRun || result.Action == ReloadNone {
-		return result, err
-	}
+	work, result, err := pool.beginReload(spec, options)
 	if work == nil {
-		if err := <-saved; err != nil {
-			return ReloadResult{}, err
-		}
-		result.Pool, result.Duration = pool.current(), p.config.Now().Sub(began)
-		p.config.Observer.ReloadEnded(reason.Unspecified, result.Action.String(), result.Duration)
-		return result, nil
+		return result, err
 	}
 	if err := work.events.follow(ctx, work.done, emit); err != nil {
 		return ReloadResult{}, err
@@ -122,12 +113,12 @@ func (p *Pools) Reload(ctx context.Context, spec registry.Spec, options ReloadOp
 	return work.result, work.err
 }
 
-// beginReload finds what there is to do, does it at once if it needs no other engines, or starts a reload.
-func (p *pool) beginReload(spec registry.Spec, options ReloadOptions) (*reload, <-chan error, ReloadResult, error) {
+// beginReload finds what there is to do and starts it; without anything to do it returns no reload.
+func (p *pool) beginReload(spec registry.Spec, options ReloadOptions) (*reload, ReloadResult, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.reloadableLocked(); err != nil {
-		return nil, nil, ReloadResult{}, err
+		return nil, ReloadResult{}, err
 	}
 	result := ReloadResult{Pool: p.snapshotLocked()}
 	result.RestartFields, result.LiveFields = differences(p.spec, spec)
@@ -140,7 +131,7 @@ func (p *pool) beginReload(spec registry.Spec, options ReloadOptions) (*reload, 
 	case options.AcceptOutage && !onlyScale:
 		result.Action = BreakBeforeMake
 	case spec.Port != 0 && spec.Port == p.spec.Port:
-		return nil, nil, ReloadResult{}, reason.New(reason.OutageNotAccepted,
+		return nil, ReloadResult{}, reason.New(reason.OutageNotAccepted,
 			fmt.Sprintf("pool %s keeps port %d, which old and new engines cannot have at once", p.id, spec.Port),
 			reason.Field("accept_outage"), reason.Meta("port", fmt.Sprint(spec.Port)),
 			reason.Remedy("leave the port at 0 or give another one, or accept the outage"))
@@ -148,14 +139,7 @@ func (p *pool) beginReload(spec registry.Spec, options ReloadOptions) (*reload, 
 		result.Action = MakeBeforeBreak
 	}
 	if options.DryRun || result.Action == ReloadNone {
-		return nil, nil, result, nil
-	}
-	if result.Action == ReloadLive {
-		p.spec = spec
-		p.publishLocked()
-		result.Pool = p.snapshotLocked()
-		p.pools.log.Info("pool changed live", zap.String("pool_id", string(p.id)), zap.Strings("fields", result.LiveFields))
-		return nil, p.commitLocked(), result, nil
+		return nil, result, nil
 	}
 	work, cancel := context.WithCancelCause(p.pools.base)
 	l := &reload{
@@ -163,7 +147,7 @@ func (p *pool) beginReload(spec registry.Spec, options ReloadOptions) (*reload, 
 		options: options, cancel: cancel, phase: registry.ReloadPreparing, result: result,
 		events: newEventLog[ReloadEvent](), undone: make(chan struct{}), done: make(chan struct{}),
 	}
-	if onlyScale {
+	if onlyScale || result.Action == ReloadLive {
 		l.target.edition, l.target.prepared = p.edition, p.prepared
 	}
 	p.reloading = l
@@ -172,7 +156,7 @@ func (p *pool) beginReload(spec registry.Spec, options ReloadOptions) (*reload, 
 		defer cancel(nil)
 		p.reload(work, l)
 	})
-	return l, nil, result, nil
+	return l, result, nil
 }
 
 // reloadableLocked returns why a pool cannot be reloaded now.
@@ -237,6 +221,10 @@ func isClosed(done <-chan struct{}) bool {
 
 // replace returns nil when the new engines serve and nothing of the old ones is left, or why the old ones serve on.
 func (p *pool) replace(ctx context.Context, l *reload) error {
+	if l.result.Action == ReloadLive {
+		_, err := p.switchOver(l, nil)
+		return err
+	}
 	l.events.add(ReloadEvent{Phase: registry.ReloadPreparing})
 	if l.target.prepared == nil {
 		prepared, err := p.pools.prepare(ctx, l.target.spec, func(event *enginev1.Progress) {

@@ -397,8 +397,68 @@ func TestReloadOfWhatCanChangeLive(t *testing.T) {
 		if w.launched() != 1 {
 			t.Errorf("%d launches for a label", w.launched()-1)
 		}
-		if pool, _ := known.Get("a"); pool.Spec.Labels["team"] != "search" {
-			t.Errorf("labels are %v", pool.Spec.Labels)
+		if pool, _ := known.Get("a"); pool.Spec.Labels["team"] != "search" || pool.Reload != nil || pool.Edition != 1 {
+			t.Errorf("pool is %+v, want the first edition with labels", pool)
+		}
+
+		w.saveErr = reason.New(reason.DiskFull, "no space")
+		_, err = pools.Reload(t.Context(), spec("a", 1), ReloadOptions{}, ignoreReload)
+		wantReason(t, err, reason.DiskFull)
+		if pool, _ := known.Get("a"); pool.Spec.Labels["team"] != "search" || pool.Reload != nil || pool.State != registry.StateReady {
+			t.Errorf("pool is %+v, want what is on disk", pool)
+		}
+	})
+}
+
+// Who has read the old endpoint just before the switch is answered there, though the old engine was idle.
+func TestReplacedEngineServesOnForAMoment(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world, pools *Pools, _ *registry.Registry) {
+		mustPreload(t, pools, spec("a", 1))
+		old := w.engine(t, "a-0")
+		var switched time.Time
+		_, err := pools.Reload(t.Context(), other(1), ReloadOptions{DrainDeadline: time.Minute}, func(event ReloadEvent) error {
+			if event.Phase == registry.ReloadDrainingOld {
+				switched = time.Now()
+				pass(999 * time.Millisecond)
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				if w.running[old.key] != old {
+					t.Error("the old engine has ended with the switch")
+				}
+			}
+			return nil
+		})
+		if err != nil || switched.IsZero() {
+			t.Fatalf("Reload = %v, switched at %v", err, switched)
+		}
+		w.audit(t, old.key+"#2")
+	})
+}
+
+// What could not be stopped for a reload keeps its place until it is gone; then an engine of what the pool is gets it.
+func TestPlaceOfAnEngineThatCouldNotBeStoppedIsFilled(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world, pools *Pools, known *registry.Registry) {
+		first := spec("a", 1)
+		first.Port = 9000
+		mustPreload(t, pools, first)
+		stuck := w.engine(t, "a-0")
+		w.mu.Lock()
+		w.stopErrs = 2 // That of the reload, and the first one after it.
+		w.mu.Unlock()
+		target := other(1)
+		target.Port = 9000
+		_, err := pools.Reload(t.Context(), target, ReloadOptions{AcceptOutage: true}, ignoreReload)
+		wantReason(t, err, reason.StopFailed)
+		if now := w.engine(t, "a-0"); now != stuck || w.launched() != 1 {
+			t.Errorf("%d launches while the old engine lives", w.launched()-1)
+		}
+		pass(3 * stopAgain)
+		if now := w.engine(t, "a-0"); now == stuck || w.launched() != 2 {
+			t.Errorf("%d launches, want one more", w.launched())
+		}
+		wantState(t, known, "a", registry.StateReady)
+		if pool, _ := known.Get("a"); pool.Edition != 1 {
+			t.Errorf("pool is %+v, want what it was", pool)
 		}
 	})
 }

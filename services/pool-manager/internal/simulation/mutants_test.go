@@ -3,6 +3,7 @@
 package simulation
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -13,7 +14,14 @@ import (
 )
 
 // mutant is one guard that is taken away.
-type mutant struct{ name, file, old, new string }
+type mutant struct {
+	name, file, old, new string
+	// test is the package and the test that notices; without one the simulation does.
+	test string
+}
+
+// mutantLimit is for one mutant, which may have the world go round for ever.
+const mutantLimit = 2 * time.Minute
 
 // mutants reads the list.
 func mutants(t *testing.T) []mutant {
@@ -36,6 +44,8 @@ func mutants(t *testing.T) []mutant {
 				m.old = value
 			case "new":
 				m.new = value
+			case "test":
+				m.test = value
 			}
 		}
 		if m.name != "" {
@@ -60,7 +70,7 @@ func TestMutantsApply(t *testing.T) {
 	}
 }
 
-// TestMutants runs the simulation without one guard after another. It does so when asked with -mutants, for it takes minutes.
+// TestMutants runs the simulation, or the test that the list names, without one guard after another. It does so when asked with -mutants, for it takes minutes.
 func TestMutants(t *testing.T) {
 	if flags.mutants == 0 {
 		return
@@ -76,7 +86,7 @@ func TestMutants(t *testing.T) {
 				t.Errorf("nothing has noticed")
 				return
 			}
-			first, _, _ := strings.Cut(said[max(0, strings.Index(said, "seed ")):], "\n")
+			first, _, _ := strings.Cut(said[max(0, strings.Index(said, "seed "), strings.Index(said, "--- FAIL")):], "\n")
 			t.Logf("%s: %s", time.Since(began).Round(time.Second), first)
 		})
 	}
@@ -105,11 +115,19 @@ func (m mutant) run(t *testing.T) (string, error) {
 	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	in, arguments := ".", []string{"-test.run", "^TestSeeds$", "-seeds", flags.mutantSeeds()}
+	if folder, test, named := strings.Cut(m.test, " "); named {
+		in, arguments = filepath.Join("..", folder), []string{"-test.run", "^" + test + "$"}
+	}
 	binary := filepath.Join(dir, "mutant.test")
-	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-o", binary, "-overlay", filepath.Join(dir, "overlay.json"), ".")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-o", binary, "-overlay", filepath.Join(dir, "overlay.json"), "./"+in)
 	if said, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("the mutant cannot be built: %v\n%s", err, said)
 	}
-	said, err := exec.CommandContext(t.Context(), binary, "-test.run", "TestSeeds", "-seeds", flags.mutantSeeds()).CombinedOutput()
+	ctx, cancel := context.WithTimeout(t.Context(), mutantLimit)
+	defer cancel()
+	run := exec.CommandContext(ctx, binary, arguments...)
+	run.Dir = in
+	said, err := run.CombinedOutput()
 	return string(said), err
 }

@@ -112,11 +112,17 @@ func (w *world) live(t *testing.T, plan []*action) {
 	if !settled && w.broken == nil {
 		w.violate("all comes to rest when faults have ceased", "%s", why)
 	}
-	for before := uint64(0); w.broken == nil && before != w.manager.oracle.revision; { // What is slow catches up.
+	for before, limit := uint64(0), time.Now().Add(time.Hour); w.broken == nil && before != w.manager.oracle.revision; { // What is slow catches up.
 		before = w.manager.oracle.revision
 		w.drive(time.Now().Add(20*time.Second), func() bool { return false })
+		if time.Now().After(limit) {
+			w.violate("what has come to rest stays at rest", "there is news for an hour")
+		}
 	}
-	if w.broken == nil && w.settled() == "" {
+	if why := w.settled(); w.broken == nil && why != "" {
+		w.violate("what has come to rest stays at rest", "%s", why)
+	}
+	if w.broken == nil {
 		w.mu.Lock()
 		w.audit()
 		w.mu.Unlock()

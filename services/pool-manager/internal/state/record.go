@@ -107,26 +107,28 @@ func startName(replica int, generation uint64) string {
 	return strconv.Itoa(replica) + "-g" + strconv.FormatUint(generation, 10) + suffix
 }
 
+// parseStart is startName's inverse; ok is false of any other name.
+func parseStart(name string) (replica int, generation uint64, ok bool) {
+	before, after, _ := strings.Cut(strings.TrimSuffix(name, suffix), "-g")
+	replica, err := strconv.Atoi(before)
+	if err != nil || replica < 0 {
+		return 0, 0, false
+	}
+	generation, err = strconv.ParseUint(after, 10, 64)
+	return replica, generation, err == nil && startName(replica, generation) == name
+}
+
 // poolOfRecord returns the pool in the name of a record's file, or "" if the name is no such.
 func poolOfRecord(name string) string {
-	text, _ := strings.CutSuffix(name, suffix)
-	mark := strings.LastIndex(text, "-g")
-	if mark < 0 {
+	mark := strings.LastIndex(name, "-g")
+	dash := strings.LastIndexByte(name[:max(0, mark)], '-')
+	if dash < 0 {
 		return ""
 	}
-	generation, err := strconv.ParseUint(text[mark+2:], 10, 64)
-	dash := strings.LastIndexByte(text[:mark], '-')
-	if err != nil || dash < 0 {
+	if _, _, ok := parseStart(name[dash+1:]); !ok || !isFileName(name[:dash]) {
 		return ""
 	}
-	replica, err := strconv.Atoi(text[dash+1 : mark])
-	if err != nil {
-		return ""
-	}
-	if again, err := (Key{PoolID: text[:dash], Replica: replica, Generation: generation}).fileName(); err != nil || again != name {
-		return ""
-	}
-	return text[:dash]
+	return name[:dash]
 }
 
 // checkReplica refuses a pool id that could leave the folder or hide in it.

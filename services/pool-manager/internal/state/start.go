@@ -5,7 +5,6 @@ package state
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -218,10 +217,8 @@ func (s *Store) Generations(poolID string) (map[int]uint64, error) {
 	}
 	highest := map[int]uint64{}
 	for _, name := range names {
-		var index int
-		var generation uint64
-		if _, err := fmt.Sscanf(filepath.Base(name), "%d-g%d"+suffix, &index, &generation); err == nil && index >= 0 {
-			highest[index] = max(highest[index], generation)
+		if replica, generation, ok := parseStart(filepath.Base(name)); ok {
+			highest[replica] = max(highest[replica], generation)
 		}
 	}
 	return highest, nil

@@ -222,6 +222,11 @@ func TestGenerations(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, name := range []string{"0-g999.json.bak", "0-g0999.json", "-1-g999.json", "0-g-999.json", "+0-g999.json", "0-g999", "0-g18446744073709551616.json", ".json"} {
+		if err := os.WriteFile(filepath.Join(s.path(startDir), "a", name), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	got, err := s.Generations("a")
 	if diff := cmp.Diff(map[int]uint64{0: 11, 3: 7}, got); diff != "" || err != nil {
 		t.Errorf("generations (-want +got), %v:\n%s", err, diff)
