@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -145,14 +146,17 @@ func TestFetchedOnce(t *testing.T) {
 	joined := make(chan struct{}, 2)
 	for range 2 {
 		go func() {
+			var once sync.Once // The step tells more than once how far it is.
 			ended <- node.Prepare(t.Context(), spec, func(message *provisionerv1.PrepareResponse) {
 				if message.GetProgress().GetStatus().GetStepId() == "model/fetch" {
-					joined <- struct{}{}
+					once.Do(func() { joined <- struct{}{} })
 				}
 			})
 		}()
 	}
-	harness.Await(t, "the fetch has begun", joined)
+	for range 2 {
+		harness.Await(t, "a call sees the fetch", joined)
+	}
 	harness.Await(t, "the file is asked for", files.Asked)
 	release()
 	for range 2 {

@@ -17,9 +17,6 @@ func (h *Host) Attach(id Identity) (*Process, error) {
 	if id.PID <= 1 || id.PID == h.self || id.Nonce == "" {
 		return nil, fmt.Errorf("attach pid %d: %w", id.PID, ErrNotOurs)
 	}
-	if id.BootID != h.bootID {
-		return nil, fmt.Errorf("attach pid %d: %w: another boot", id.PID, ErrGone)
-	}
 	fd, err := openPidfd(id.PID)
 	if err != nil {
 		return nil, fmt.Errorf("attach pid %d: %w", id.PID, err)
