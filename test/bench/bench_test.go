@@ -54,11 +54,11 @@ func BenchmarkPreloadReady(b *testing.B) {
 				// By turns first: what ran before leaves the machine busy for a moment.
 				var h, t time.Duration
 				if i%2 == 0 {
-					h = startByHand(b, prepared)
+					h, _ = startByHand(b, prepared)
 				}
 				t = preload(b, node, fmt.Sprint("bench-", i), prepared.GetPreparedId())
 				if i%2 == 1 {
-					h = startByHand(b, prepared)
+					h, _ = startByHand(b, prepared)
 				}
 				byHand, through, difference = append(byHand, h), append(through, t), append(difference, t-h)
 			}
@@ -70,9 +70,9 @@ func BenchmarkPreloadReady(b *testing.B) {
 	}
 }
 
-// startByHand starts the engine and returns how long it took to answer 200, asked every millisecond. The engine is
-// killed again.
-func startByHand(b *testing.B, prepared *enginev1.PreparedEngine) time.Duration {
+// startByHand starts the engine and returns how long it took to answer 200, asked every millisecond, and then, from a KILL
+// on, to be gone.
+func startByHand(b *testing.B, prepared *enginev1.PreparedEngine) (ready, dying time.Duration) {
 	b.Helper()
 	port := freePort(b)
 	var args []string
@@ -97,20 +97,22 @@ func startByHand(b *testing.B, prepared *enginev1.PreparedEngine) time.Duration 
 		b.Fatal(err)
 	}
 	defer func() {
+		killed := time.Now()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // Its error says that it was killed.
+		dying = time.Since(killed)
 	}()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for range tick.C {
 		if answers(b.Context(), url) {
-			return time.Since(began)
+			return time.Since(began), 0
 		}
 		if time.Since(began) > time.Minute {
 			b.Fatal("the engine started by hand does not get ready")
 		}
 	}
-	return 0
+	return 0, 0
 }
 
 func answers(ctx context.Context, url string) bool {
