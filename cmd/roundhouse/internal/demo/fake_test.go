@@ -119,6 +119,8 @@ type poolsFake struct {
 	changed chan struct{}
 	engine  *http.Server
 	drained chan struct{}
+
+	loads sync.WaitGroup // calls of Preload, which a drain ends.
 }
 
 func fakePoolManager(args []string) int {
@@ -141,6 +143,8 @@ func (f *poolsFake) become(state poolv1.PoolState, replicas ...*poolv1.Replica) 
 }
 
 func (f *poolsFake) Preload(_ *poolv1.PreloadRequest, stream grpc.ServerStreamingServer[poolv1.PreloadResponse]) error {
+	f.loads.Add(1)
+	defer f.loads.Done()
 	f.become(poolv1.PoolState_POOL_STATE_LOADING)
 	for _, phase := range []poolv1.LoadPhase{
 		poolv1.LoadPhase_LOAD_PHASE_PREPARING, poolv1.LoadPhase_LOAD_PHASE_STARTING, poolv1.LoadPhase_LOAD_PHASE_LOADING,
@@ -204,6 +208,7 @@ func (f *poolsFake) Drain(_ *poolv1.DrainRequest, stream grpc.ServerStreamingSer
 	}
 	f.mu.Unlock()
 	close(f.drained)
+	f.loads.Wait() // As the real one: a drain ends when nothing is left.
 	result := &poolv1.DrainResult{
 		Forced:   os.Getenv(faultVariable) == faultForced,
 		Duration: durationpb.New(0), Pool: f.become(poolv1.PoolState_POOL_STATE_STOPPED),

@@ -59,6 +59,9 @@ func TestPolicyFlags(t *testing.T) {
 			[]string{"-f", "-", "--label=b=2", "--restart-max-delay=5s", "--stall-limit=1s"},
 			`labels { key: "a" value: "1" } labels { key: "b" value: "2" } restart { first_delay { seconds: 3 } max_delay { seconds: 5 } }
 			health { no_canary: true stall_limit { seconds: 1 } } priority: 2`},
+		{"defaults over a file", `{"spec": {"restart": {"firstDelay": "3s"}, "health": {"noCanary": true, "stallLimit": "5s"}, "port": 9, "startupTimeout": "9s"}}`,
+			[]string{"-f", "-", "--restart-delay=0", "--stall-limit=0", "--no-canary=false", "--port=0", "--startup-timeout=0"},
+			`restart {} health {}`},
 		{"a breaker in a file", "spec: {restart: {breaker: {failedStarts: 2, openFor: 30s}}}", []string{"-f", "-"},
 			`restart { breaker { failed_starts: 2 open_for { seconds: 30 } } }`},
 	}
@@ -86,6 +89,8 @@ func TestReload(t *testing.T) {
 	}{
 		{"a policy of the present pool", "", []string{"--pool=p", "--priority=9"},
 			`spec { ` + strings.Replace(currentSpec, "priority: 3", "priority: 9", 1) + ` }`},
+		{"a policy of the present pool back to its default", "", []string{"--pool=p", "--priority=0", "--replicas=0", "--idle-timeout=0"},
+			`spec { ` + strings.NewReplacer("priority: 3", "", "replicas: 2", "", "idle_timeout { seconds: 60 }", "").Replace(currentSpec) + ` }`},
 		{"pinned has no idle timeout", "", []string{"--pool=p", "--residency=pinned"},
 			`spec { ` + strings.NewReplacer("idle_timeout { seconds: 60 }", "", "RESIDENCY_TTL", "RESIDENCY_PINNED").Replace(currentSpec) + ` }`},
 		{"a model of the present pool", "", []string{"--pool=p", "--model=file:/m/y.gguf", "--", "--numa"},

@@ -12,8 +12,10 @@ import (
 	poolv1 "github.com/roundhouse-llm/roundhouse/proto/gen/go/roundhouse/pool/v1"
 )
 
-// PoolFlags are Flags and what a pool has besides. A zero value means not given.
+// PoolFlags are Flags and what a pool has besides. A flag that was not given leaves what there is; one that was given as 0 has the
+// default take its place.
 type PoolFlags struct {
+	set changed
 	// Spec says what runs in the pool.
 	Spec Flags
 	// PreparedID names something prepared before, in place of Spec.
@@ -29,6 +31,9 @@ type PoolFlags struct {
 	// Policy is what can change without another engine.
 	Policy PolicyFlags
 }
+
+// changed tells whether a flag of that name was given.
+type changed func(name string) bool
 
 // PolicyFlags say when a pool is loaded and how its engines are looked after.
 type PolicyFlags struct {
@@ -51,6 +56,7 @@ type PolicyFlags struct {
 // Register adds the flags to set.
 func (f *PoolFlags) Register(set *pflag.FlagSet) {
 	f.Spec.Register(set)
+	f.set = set.Changed
 	set.StringVar(&f.PreparedID, "prepared-id", "", "run what was prepared before as `sha256:HEX`")
 	set.StringVar(&f.Pool, "pool", "", "name the pool `NAME`")
 	set.Uint32Var(&f.Replicas, "replicas", 0, "run `N` engines (0: 1)")
@@ -74,17 +80,17 @@ func (f *PoolFlags) override(spec *poolv1.PoolSpec) error {
 	if f.Pool != "" {
 		spec.PoolId = f.Pool
 	}
-	if f.Replicas != 0 {
+	if f.set("replicas") {
 		spec.Replicas = f.Replicas
 	}
-	if f.Port != 0 {
+	if f.set("port") {
 		spec.Port = f.Port
 	}
-	overrideDuration(&spec.StartupTimeout, f.StartupTimeout)
-	return f.Policy.override(spec)
+	f.set.override(&spec.StartupTimeout, "startup-timeout", f.StartupTimeout)
+	return f.Policy.override(spec, f.set)
 }
 
-func (p *PolicyFlags) override(spec *poolv1.PoolSpec) error {
+func (p *PolicyFlags) override(spec *poolv1.PoolSpec, set changed) error {
 	if p.Residency != "" {
 		residency, err := enumValue("--residency", p.Residency, residencies())
 		if err != nil {
@@ -95,8 +101,8 @@ func (p *PolicyFlags) override(spec *poolv1.PoolSpec) error {
 			spec.IdleTimeout = nil
 		}
 	}
-	overrideDuration(&spec.IdleTimeout, p.IdleTimeout)
-	if p.Priority != 0 {
+	set.override(&spec.IdleTimeout, "idle-timeout", p.IdleTimeout)
+	if set("priority") {
 		spec.Priority = p.Priority
 	}
 	if len(p.Labels) > 0 {
@@ -107,20 +113,22 @@ func (p *PolicyFlags) override(spec *poolv1.PoolSpec) error {
 		maps.Copy(labels, p.Labels)
 		spec.Labels = labels
 	}
-	if p.RestartDelay != 0 || p.RestartMaxDelay != 0 {
+	if set("restart-delay") || set("restart-max-delay") {
 		if spec.GetRestart() == nil {
 			spec.Restart = &poolv1.RestartPolicy{}
 		}
-		overrideDuration(&spec.Restart.FirstDelay, p.RestartDelay)
-		overrideDuration(&spec.Restart.MaxDelay, p.RestartMaxDelay)
+		set.override(&spec.Restart.FirstDelay, "restart-delay", p.RestartDelay)
+		set.override(&spec.Restart.MaxDelay, "restart-max-delay", p.RestartMaxDelay)
 	}
-	if p.StallLimit != 0 || p.LoadStallLimit != 0 || p.NoCanary {
+	if set("stall-limit") || set("load-stall-limit") || set("no-canary") {
 		if spec.GetHealth() == nil {
 			spec.Health = &poolv1.HealthPolicy{}
 		}
-		overrideDuration(&spec.Health.StallLimit, p.StallLimit)
-		overrideDuration(&spec.Health.LoadStallLimit, p.LoadStallLimit)
-		spec.Health.NoCanary = spec.Health.NoCanary || p.NoCanary
+		set.override(&spec.Health.StallLimit, "stall-limit", p.StallLimit)
+		set.override(&spec.Health.LoadStallLimit, "load-stall-limit", p.LoadStallLimit)
+		if set("no-canary") {
+			spec.Health.NoCanary = p.NoCanary
+		}
 	}
 	return nil
 }
@@ -134,7 +142,18 @@ func residencies() map[string]poolv1.Residency {
 	}
 }
 
-// overrideDuration sets target if d was given.
+// override sets target if the flag was given; 0 leaves it to the default.
+func (c changed) override(target **durationpb.Duration, name string, d time.Duration) {
+	switch {
+	case !c(name):
+	case d == 0:
+		*target = nil
+	default:
+		*target = durationpb.New(d)
+	}
+}
+
+// overrideDuration sets target if d is not 0.
 func overrideDuration(target **durationpb.Duration, d time.Duration) {
 	if d != 0 {
 		*target = durationpb.New(d)
